@@ -1,0 +1,57 @@
+"""What one stage of a decoding step hands the next. Shapes are fixed for a run; what is unused is masked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class DraftVocab(NamedTuple):
+    """The token ids that the drafter scores in this step.
+
+    draft_ids int64 [B, K]    ids of the full vocabulary; columns from `count` on repeat a valid id and are masked
+    count     int32 [B]       number of active columns, at most K
+    rows      [B, K, D]|None  head rows of `draft_ids`, contiguous (packed mode); None: read from the head (indexed mode)
+
+    A leading dimension of 1 in `draft_ids` and `rows` means the same ids for every sequence.
+    """
+
+    draft_ids: Tensor
+    count: Tensor
+    rows: Tensor | None
+
+
+class DraftTree(NamedTuple):
+    """Candidate continuations, parents before children; node 0 is the root, the last token that is certain.
+
+    token_ids     int64 [B, T]    -1: the node is unused and can never be accepted
+    parent_pos    int64 [B, T]    position of the parent in this list; the root is its own parent
+    depth         int64 [B, T]    0 at the root
+    score         float32 [B, T]  cumulative log-probability under the drafter, 0 at the root
+    ancestor_mask bool [B, T, T]  [i, j]: j is i or an ancestor of i
+
+    Siblings have distinct token ids.
+    """
+
+    token_ids: Tensor
+    parent_pos: Tensor
+    depth: Tensor
+    score: Tensor
+    ancestor_mask: Tensor
+
+
+class Verdict(NamedTuple):
+    """What the target made of a tree.
+
+    accepted_pos int64 [B, L]  positions of the accepted path in the tree, root first, then padded with 0; L = depth + 1
+    num_accepted int64 [B]     length of that path, at least 1 (the root)
+    next_id      int64 [B]     the target's own token after the path: the bonus token, root of the next tree
+
+    Example: a tree with nodes 0 (root), 1 and 2 (children of 0), 3 (child of 2) whose path 0, 2, 3 is accepted gives
+    accepted_pos [0, 2, 3], num_accepted 3; the step yields the tokens of nodes 2 and 3 and `next_id`: 3 tokens.
+    """
+
+    accepted_pos: Tensor
+    num_accepted: Tensor
+    next_id: Tensor
