@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+CLASS_MULTIPLE = 1024  # few distinct shapes: oneDNN keeps memory for every one that it has seen
 CHUNK_TOKENS = 256  # logits [256, S] in float32 stay in the cache of one socket
 
 
@@ -66,4 +67,7 @@ def sampled_cross_entropy(hidden: Tensor, rows: Tensor, log_weight: Tensor, targ
     hidden [N, D], rows [S, D] of the classes, log_weight float32 [S] from `ClassSampler.draw`, target_pos int64 [N]
     positions in the class list. Gradients flow into hidden and rows.
     """
+    padding = -rows.shape[0] % CLASS_MULTIPLE
+    rows = nn.functional.pad(rows, (0, 0, 0, padding))
+    log_weight = nn.functional.pad(log_weight, (0, padding), value=float("-inf"))
     return _FusedSampledCrossEntropy.apply(hidden, rows, log_weight, target_pos)

@@ -9,20 +9,20 @@ Adam. The run stops after `--minutes` of training time, counted over restarts: i
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+from nanospec.checkpoints.tokenizer import read_tokenizer
 from nanospec.training.corpus import BOS_ID, EOS_ID, packed_batches, tokenize_corpus
+from nanospec.training.master_weights import MasterWeights
 from nanospec.training.row_adam import RowAdam
+from nanospec.training.run_log import TimedRun, learning_rate_factor
 from nanospec.training.sampled_softmax import ClassSampler, sampled_cross_entropy
-from nanospec.training.tokenizer_file import read_tokenizer
 
-CHECKPOINT_EVERY_S = 300
+TABLE_STD = 0.02
 LONG_SHARE = 0.1  # the last share of the run trains on long windows
 
 
@@ -44,40 +44,21 @@ def target_config(vocab_size: int, hidden_size: int, num_layers: int, intermedia
     )
 
 
-def learning_rate_factor(progress: float) -> float:
-    """Warm-up over the first percent, constant, then linear to zero over the last half."""
-    return min(1.0, progress / 0.01 + 0.01, (1.0 - progress) / 0.5)
-
-
 class TargetTrainer:
     """Float32 master weights, bf16 compute, one optimizer step per batch of packed tokens."""
 
     def __init__(self, config: LlamaConfig, counts: Tensor, args: argparse.Namespace) -> None:
-        self.args = args
+        self.args, self.config = args, config
         self.generator = torch.Generator().manual_seed(args.seed)
         torch.manual_seed(args.seed)
-        body_config = LlamaConfig(**{**config.to_dict(), "vocab_size": 8, "pad_token_id": None})
-        self.body = LlamaModel(body_config)  # inputs are embedded here: the model's own table stays unused
-        for module in self.body.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        for layer in self.body.layers:
-            nn.init.zeros_(layer.self_attn.o_proj.weight)
-            nn.init.zeros_(layer.mlp.down_proj.weight)
-        self.names = [name for name, _ in self.body.named_parameters() if "embed_tokens" not in name]
-        live = dict(self.body.named_parameters())
-        self.masters = {name: live[name].detach().clone().float() for name in self.names}
+        self.body = build_body(config)
+        live = {name: value for name, value in self.body.named_parameters() if "embed_tokens" not in name}
+        self.weights = MasterWeights(live, args.matrix_lr, args.vector_lr, args.weight_decay)
         self.body.to(torch.bfloat16)
-        self.live = dict(self.body.named_parameters())
-        matrices = [self.masters[name] for name in self.names if self.masters[name].ndim == 2]
-        vectors = [self.masters[name] for name in self.names if self.masters[name].ndim == 1]
-        self.muon = torch.optim.Muon(matrices, lr=args.matrix_lr, momentum=0.95, weight_decay=args.weight_decay)
-        self.adam = torch.optim.Adam(vectors, lr=args.vector_lr, betas=(0.9, 0.95))
-        scale = 0.02
-        self.rows = RowAdam(torch.randn(config.vocab_size, config.hidden_size, generator=self.generator) * scale)
+        table = torch.randn(config.vocab_size, config.hidden_size, generator=self.generator) * TABLE_STD
+        self.rows = RowAdam(table)
         self.sampler = ClassSampler(counts, args.num_drawn)
         self.local_pos = torch.zeros(config.vocab_size, dtype=torch.int64)
-        self.elapsed, self.num_steps, self.num_tokens = 0.0, 0, 0
         self.forward = torch.compile(self._hidden, dynamic=False) if args.compile else self._hidden
 
     def _hidden(self, embedded: Tensor) -> Tensor:
@@ -93,49 +74,33 @@ class TargetTrainer:
         hidden = self.forward(embedded).reshape(inputs.numel(), -1)
         loss = sampled_cross_entropy(hidden, rows, log_weight, self.local_pos[targets])
         loss.backward()
-        self._apply(class_ids, rows.grad, lr_factor)
-        self.num_steps += 1
-        self.num_tokens += inputs.numel()
+        self.weights.step(lr_factor)
+        assert rows.grad is not None
+        self.rows.step(class_ids, rows.grad, self.args.row_lr * lr_factor)
         return loss.item()
-
-    @torch.no_grad()
-    def _apply(self, class_ids: Tensor, row_grad: Tensor, lr_factor: float) -> None:
-        for name in self.names:
-            self.masters[name].grad = self.live[name].grad.float()
-        nn.utils.clip_grad_norm_([self.masters[name] for name in self.names if self.masters[name].ndim == 1], 1.0)
-        for group in self.muon.param_groups:
-            group["lr"] = self.args.matrix_lr * lr_factor
-        for group in self.adam.param_groups:
-            group["lr"] = self.args.vector_lr * lr_factor
-        self.muon.step()
-        self.adam.step()
-        self.rows.step(class_ids, row_grad, self.args.row_lr * lr_factor)
-        for name in self.names:
-            self.live[name].copy_(self.masters[name])
-            self.live[name].grad = None
 
     def state(self) -> dict:
         return {
-            "masters": self.masters, "muon": self.muon.state_dict(), "adam": self.adam.state_dict(),
-            "rows": self.rows.state_dict(), "generator": self.generator.get_state(),
-            "progress": (self.elapsed, self.num_steps, self.num_tokens),
+            "config": self.config.to_dict(), "weights": self.weights.state_dict(), "rows": self.rows.state_dict(),
+            "generator": self.generator.get_state(),
         }  # fmt: skip
 
     def load_state(self, state: dict) -> None:
-        for name, value in state["masters"].items():
-            self.masters[name].copy_(value)
-            self.live[name].data.copy_(value)
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
+        self.weights.load_state_dict(state["weights"])
         self.rows.load_state_dict(state["rows"])
         self.generator.set_state(state["generator"])
-        self.elapsed, self.num_steps, self.num_tokens = state["progress"]
 
 
-def save_checkpoint(trainer: TargetTrainer, config: LlamaConfig, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save({"trainer": trainer.state(), "config": config.to_dict()}, partial)
-    partial.rename(path)
+def build_body(config: LlamaConfig) -> LlamaModel:
+    """The decoder layers and final norm, float32; embeddings are looked up outside, so its own table is a stub."""
+    body = LlamaModel(LlamaConfig(**{**config.to_dict(), "vocab_size": 8, "pad_token_id": None}))
+    for module in body.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    for layer in body.layers:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    return body
 
 
 def parse_args() -> argparse.Namespace:
@@ -163,36 +128,19 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = read_tokenizer(args.tokenizer)
     corpus = tokenize_corpus(args.corpus, tokenizer, args.out.parent / "tokens")
     vocab_size = tokenizer.get_vocab_size()
     config = target_config(vocab_size, args.hidden_size, args.num_layers, args.intermediate_size)
     trainer = TargetTrainer(config, corpus.counts(vocab_size), args)
-    checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        trainer.load_state(torch.load(checkpoint, weights_only=True)["trainer"])
-    batches = packed_batches(corpus, args.tokens_per_step, args.seed + trainer.num_steps)
-    budget, smooth, last_save, last_log = args.minutes * 60, None, time.monotonic(), 0.0
-    with (args.out / "log.jsonl").open("a") as log:
-        while trainer.elapsed < budget and trainer.num_steps != args.max_steps:
-            began, progress = time.monotonic(), trainer.elapsed / budget
-            seq_len = args.long_seq_len if progress > 1 - LONG_SHARE else args.seq_len
-            loss = trainer.step(next(batches), seq_len, learning_rate_factor(progress))
-            trainer.elapsed += time.monotonic() - began
-            smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
-            if time.monotonic() - last_log > 15:
-                last_log = time.monotonic()
-                rate = args.tokens_per_step / (last_log - began)
-                log.write(json.dumps({
-                    "step": trainer.num_steps, "tokens": trainer.num_tokens, "seconds": round(trainer.elapsed),
-                    "loss": round(smooth, 4), "tokens_per_second": round(rate),
-                }) + "\n")  # fmt: skip
-                log.flush()
-            if time.monotonic() - last_save > CHECKPOINT_EVERY_S:
-                save_checkpoint(trainer, config, checkpoint)
-                last_save = time.monotonic()
-    save_checkpoint(trainer, config, checkpoint)
+    run = TimedRun(args.out, args.minutes, trainer.state, trainer.load_state)
+    batches = packed_batches(corpus, args.tokens_per_step, args.seed + run.num_steps)
+
+    def step(progress: float) -> tuple[float, int]:
+        seq_len = args.long_seq_len if progress > 1 - LONG_SHARE else args.seq_len
+        return trainer.step(next(batches), seq_len, learning_rate_factor(progress)), args.tokens_per_step
+
+    run.run(step, args.max_steps)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+# Needs python3 (3.11 or newer) with venv, make and a C compiler; everything else goes into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean clean-venv
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# torch is pinned in the same call as the package, so that pip settles on one build of it at once.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0 -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)  ## compare draft vocabularies on the embedded pair
+	$(BIN)/nanospec compare
+
+test: lint  ## lint, then every test, on the CPU
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## ruff check, ruff format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## timings of the operators
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py'
+
+clean:  ## remove caches and build outputs
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-venv:  ## remove the environment
+	rm -rf $(VENV)

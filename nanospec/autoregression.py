@@ -1,0 +1,64 @@
+"""Plain decoding by the same target, cache and token choice: the baseline and the meaning of exactness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from nanospec.ops.blocked_topk import blocked_topk
+from nanospec.request import Request
+from nanospec.sampling import uniforms
+from nanospec.stats import GenerationStats, StageClock
+from nanospec.target import Target
+from nanospec.token_choice import check_finite_logits, choose_next
+
+
+class AutoregressiveLoop:
+    """One target pass per token. With `keep_margins` the two largest logits at every position are kept."""
+
+    def __init__(
+        self, target: Target, request: Request, stats: GenerationStats, clock: StageClock, keep_margins: bool = False
+    ) -> None:
+        self.target, self.request, self.stats, self.clock = target, request, stats, clock
+        self.margins: list[float] | None = [] if keep_margins else None
+        self.top_logits: list[float] | None = [] if keep_margins else None
+
+    @torch.inference_mode()
+    def steps(self) -> Iterator[list[int]]:
+        request, target = self.request, self.target
+        u = uniforms(request.sampling, request.max_new_tokens + 1, target.device)
+        seen = None
+        with self.clock.stage("prefill"):
+            target.reset(request.input_ids.shape[1] + request.max_new_tokens + 1)
+            logits = target.prefill(request.input_ids).last_logits
+            if request.sampling.repetition_penalty != 1.0:
+                seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
+                seen.scatter_(1, request.input_ids, True)
+            token_id = self._choose(logits, u[:1], seen, 0)
+        self.stats.target_passes += 1
+        num_generated = 1
+        while True:
+            self._keep_margin(logits)
+            yield [int(token_id)]
+            with self.clock.stage("verify"):
+                if seen is not None:
+                    seen.scatter_(1, token_id, True)
+                logits = target.decode(token_id)
+                token_id = self._choose(logits, u[num_generated : num_generated + 1], seen, num_generated)
+            num_generated += 1
+            self.stats.target_passes += 1
+            self.stats.steps += 1
+            self.stats.step_tokens += 1
+
+    def _choose(self, logits: Tensor, u: Tensor, seen: Tensor | None, num_generated: int) -> Tensor:
+        token_id, largest = choose_next(logits, self.request.sampling, u, seen)
+        check_finite_logits(float(largest), self.request.input_ids.shape[1] + num_generated - 1)
+        return token_id[:, None]
+
+    def _keep_margin(self, logits: Tensor) -> None:
+        if self.margins is not None and self.top_logits is not None:
+            first, second = blocked_topk(logits, 2)[0][0].double().tolist()
+            self.margins.append(first - second)
+            self.top_logits.append(first)

@@ -1,0 +1,5 @@
+"""File formats in, modules out."""
+
+from nanospec.checkpoints.eagle import load_eagle_drafter, save_eagle_drafter
+
+__all__ = ["load_eagle_drafter", "save_eagle_drafter"]

@@ -1,0 +1,87 @@
+"""Loads the target: a Hugging Face causal language model and its tokenizer, from a directory, a hub id or memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from nanospec.checkpoints.files import check_finite, read_config, resolve_checkpoint
+from nanospec.checkpoints.tokenizer import load_compressed_tokenizer
+from nanospec.target import Target
+
+DTYPES = {
+    "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+
+
+def load_target(
+    source: str | Path | PreTrainedModel,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[Target, PreTrainedTokenizerBase | None]:
+    """The target on its device, and its tokenizer where there is one.
+
+    dtype None keeps the checkpoint's; device None is CUDA where there is one, else the CPU. A loaded module is taken
+    as it is: dtype and device must then be None. Raises FileNotFoundError, ValueError (unreadable or non-finite
+    weights, unknown dtype) or NotImplementedError (see `Target`).
+    """
+    if isinstance(source, PreTrainedModel):
+        if dtype is not None or device is not None:
+            raise ValueError(f"dtype and device must be None for a loaded target, got {dtype!r} and {device!r}")
+        return Target(source), None
+    if not isinstance(source, str | Path):
+        raise TypeError(f"target must be a path, a hub id or a PreTrainedModel, got {type(source).__name__}")
+    torch_dtype = parse_dtype(dtype)
+    directory = resolve_checkpoint(source, "target")
+    read_config(directory)
+    model = _load_model(directory, torch_dtype)
+    check_finite(dict(model.state_dict()), directory)
+    place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Target(model.to(place)), _load_tokenizer(directory)
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """ValueError listing the choices for a name that is none of them."""
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        return DTYPES[dtype]
+    return dtype
+
+
+def _load_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    try:
+        with _QuietLoading():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype or "auto", attn_implementation="sdpa", output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"target must be a causal language model of transformers, got {directory}: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"target {directory} must hold all its weights, missing {missing[:8]}")
+    return model
+
+
+def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    if (directory / "tokenizer.json.xz").exists():
+        return load_compressed_tokenizer(directory)
+    if any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return AutoTokenizer.from_pretrained(directory)
+    return None
+
+
+class _QuietLoading:
+    """No progress bars of transformers while our own caller may be writing JSON or a table."""
+
+    def __enter__(self) -> None:
+        self.enabled = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *details: object) -> None:
+        if self.enabled:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,31 @@
+"""A tokenizer.json that is stored xz-compressed, beside its tokenizer_config.json."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, plain or xz-compressed. ValueError if it is neither."""
+    try:
+        if path.suffix == ".xz":
+            with lzma.open(path, "rt", encoding="utf-8") as file:
+                return Tokenizer.from_str(file.read())
+        return Tokenizer.from_file(str(path))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # tokenizers raises a bare Exception for malformed content
+        raise ValueError(f"tokenizer must be a tokenizer.json, plain or .xz, got {path}: {error}") from error
+
+
+def load_compressed_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """The transformers tokenizer of a directory with tokenizer.json.xz and tokenizer_config.json."""
+    settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for key in ("tokenizer_class", "backend"):
+        settings.pop(key, None)
+    return PreTrainedTokenizerFast(tokenizer_object=read_tokenizer(directory / "tokenizer.json.xz"), **settings)

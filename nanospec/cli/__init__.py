@@ -1,0 +1,1 @@
+"""The command line: `nanospec generate` and `nanospec compare`."""

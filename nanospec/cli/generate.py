@@ -1,0 +1,112 @@
+"""`nanospec generate`: text streams to stdout, one line of figures follows on stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nanospec.cli.errors import one_line_errors
+from nanospec.cli.options import (
+    DebugOption,
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    JsonOption,
+    TargetOption,
+    TreeOption,
+    load_decoder,
+)
+
+if TYPE_CHECKING:
+    from nanospec.result import GenerationResult
+    from nanospec.stats import GenerationStats
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What the model is asked.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from this file instead.")] = None,
+    target: TargetOption = None,
+    draft: DraftOption = None,
+    vocab: Annotated[
+        str, typer.Option(metavar="in-context|full|static:N|static:FILE", help="Vocabulary to draft from.")
+    ] = "in-context",
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens seen before less likely.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
+    tree: TreeOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    json_output: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Generate text: exactly the target's own output, drafted from a small vocabulary."""
+    with one_line_errors(debug):
+        text = _prompt_text(prompt, prompt_file)
+        decoder = load_decoder(target, draft, vocab=vocab, tree=tree, dtype=dtype, device=device)
+        input_ids = decoder.encode(text)
+        request: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+            "stop_strings": tuple(stop or ()),
+        }
+        if json_output:
+            typer.echo(json.dumps(result_object(decoder.generate(input_ids, **request)), indent=2))
+            return
+        for piece in decoder.stream(input_ids, **request):
+            typer.echo(piece.text, nl=False)
+        typer.echo()
+        assert decoder.last_stats is not None, "a stream ended without figures"
+        typer.echo(figures_line(decoder.last_stats), err=True)
+
+
+def result_object(result: GenerationResult) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    stats = result.stats
+    return {
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "finish_reason": result.finish_reason,
+        "new_tokens": stats.new_tokens,
+        "target_passes": stats.target_passes,
+        "mean_accept_length": stats.mean_accept_length,
+        "mean_active_vocab": stats.mean_active_vocab,
+        "tokens_per_second": stats.tokens_per_second,
+        "seconds": dict(stats.seconds),
+        "vocab": stats.vocab,
+        "drafter": stats.drafter,
+        "tree": None if stats.tree is None else stats.tree._asdict(),
+        "device": stats.device,
+        "dtype": stats.dtype,
+    }
+
+
+def figures_line(stats: GenerationStats) -> str:
+    """The figures of one generation for a reader."""
+    tree = "" if stats.tree is None else f", tree {','.join(map(str, stats.tree))}"
+    return (
+        f"{stats.new_tokens} tokens in {sum(stats.seconds.values()):.2f} s: {stats.tokens_per_second:.1f} tokens/s, "
+        f"{stats.mean_accept_length:.2f} tokens per target pass, drafted from {stats.mean_active_vocab:,.0f} rows "
+        f"({stats.vocab}{tree}, {stats.device}, {stats.dtype})"
+    )
+
+
+def _prompt_text(prompt: str | None, prompt_file: Path | None) -> str:
+    if (prompt is None) == (prompt_file is None):
+        raise ValueError(f"give either PROMPT or --prompt-file, got {'neither' if prompt is None else 'both'}")
+    text = prompt if prompt_file is None else prompt_file.read_text(encoding="utf-8")
+    if not text or not text.strip():
+        raise ValueError(f"{'PROMPT' if prompt_file is None else prompt_file} must hold text, got {text!r}")
+    return text

@@ -1,0 +1,30 @@
+"""The `nanospec` command and its sub-commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nanospec.cli.compare import compare
+from nanospec.cli.generate import generate
+from nanospec.cli.machine import package_version
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(generate)
+app.command()(compare)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nanospec {package_version('nanospec')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Lossless tree speculation from a small draft vocabulary taken from the context."""

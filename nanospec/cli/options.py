@@ -1,0 +1,45 @@
+"""Options that the commands share, and the decoder that they describe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nanospec.cli.progress import busy
+from nanospec.tree_shape import TreeShape, parse_tree_shape
+
+if TYPE_CHECKING:
+    from nanospec.decode import SpeculativeDecoder
+
+TargetOption = Annotated[str | None, typer.Option(help="Target model: path or hub id. Default: the embedded pair.")]
+DraftOption = Annotated[str | None, typer.Option(help="Draft model of that target: path or hub id.")]
+TreeOption = Annotated[
+    str | None,
+    typer.Option(metavar="auto|DEPTH,BRANCHING,NODES", help="Tree to draft; auto measures at start-up."),
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(metavar="float32|bfloat16|float16|float64", help="Default: as in the checkpoint.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+DebugOption = Annotated[bool, typer.Option("--debug", envvar="NANOSPEC_DEBUG", help="Show the traceback of an error.")]
+
+
+def load_decoder(
+    target: str | None, draft: str | None, *, vocab: str, tree: str | None, dtype: str | None, device: str | None
+) -> SpeculativeDecoder:
+    """The decoder of the embedded pair, or of `target` and `draft` when both are given.
+
+    Raises ValueError when only one of them is given, and for a tree that cannot be read.
+    """
+    if (target is None) != (draft is None):
+        given, missing = ("--draft", "--target") if target is None else ("--target", "--draft")
+        raise ValueError(f"--target and --draft must be given together, got {given} without {missing}")
+    shape: TreeShape | str | None = tree if tree is None or tree == "auto" else parse_tree_shape(tree)
+    from nanospec.decode import SpeculativeDecoder  # loads transformers, which --help can do without
+
+    with busy("loading"):
+        if target is None or draft is None:
+            return SpeculativeDecoder.from_demo(vocab=vocab, tree=shape, dtype=dtype, device=device)
+        return SpeculativeDecoder.from_pretrained(target, draft, vocab=vocab, tree=shape, dtype=dtype, device=device)

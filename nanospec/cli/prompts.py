@@ -1,0 +1,57 @@
+"""Prompts to compare on: JSON lines with `prompt`, or with `turns` (Spec-Bench; the first turn)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+
+def read_prompts(path: Path | None, limit: int | None = None) -> list[str]:
+    """The first `limit` prompts of a file, of the built-in ones when `path` is None. Blank lines are skipped.
+
+    Raises ValueError naming file and line for a line that cannot be read, or when there is no prompt;
+    FileNotFoundError when there is no such file.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    source = files("nanospec") / "demo" / "prompts.jsonl" if path is None else path
+    try:
+        lines = source.read_text(encoding="utf-8").split("\n")  # splitlines would also split inside a JSON string
+    except FileNotFoundError:
+        raise FileNotFoundError(f"prompts must be a file of JSON lines, but {source} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source.name} must be UTF-8 text: {error}") from None
+    prompts = list(islice(_parse(lines, source.name), limit))
+    if not prompts:
+        raise ValueError(f"{source.name} must hold at least one prompt, got none")
+    return prompts
+
+
+def _parse(lines: Iterable[str], name: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}, line {number}: must be a JSON object, got {line[:60]!r} ({error.msg})") from None
+        yield _prompt_of(record, f"{name}, line {number}")
+
+
+def _prompt_of(record: Any, place: str) -> str:
+    if not isinstance(record, dict):
+        raise ValueError(f"{place}: must be a JSON object, got {type(record).__name__}")
+    if "prompt" in record:
+        field, prompt = "prompt", record["prompt"]
+    elif "turns" in record:
+        turns = record["turns"]
+        field, prompt = "the first of turns", turns[0] if isinstance(turns, list) and turns else turns
+    else:
+        raise ValueError(f"{place}: must have `prompt` or `turns`, got the keys {sorted(record)}")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"{place}: {field} must be a non-empty string, got {prompt!r}")
+    return prompt

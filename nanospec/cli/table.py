@@ -1,0 +1,131 @@
+"""The comparison for a reader: a table, the differences found, and what the figures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from nanospec.cli.measure import AUTOREGRESSIVE, Difference
+from nanospec.cli.rows import FULL, Row
+
+PLAIN_WIDTH = 140  # of a file or pipe, which has no width of its own
+UNLIMITED_WIDTH = 1000
+MAX_LISTED_DIFFERENCES = 10
+
+HEADINGS = (
+    "vocabulary",
+    "tokens/s",
+    "vs\nautoregr.",
+    "vs\nfull",
+    "accept\nlength",
+    "accept\nof full",
+    "active\nrows",
+    "draft\nms/step",
+    "draft\nof full",
+    "draft vs\nno head",
+    "upkeep",
+    "identical",
+    "near\nties",
+)
+
+
+def print_comparison(rows: Sequence[Row], differences: Sequence[Difference]) -> None:
+    """Table and sentences on stdout; a terminal too narrow for the rows gets them as columns."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    table = _table([HEADINGS, *(_cells(row) for row in rows)])
+    options = console.options.update(width=UNLIMITED_WIDTH)
+    if Measurement.get(console, options, table).maximum > console.width:
+        headings = [heading.replace("\n", " ") for heading in HEADINGS]
+        table = _table(list(zip(headings, *(_cells(row) for row in rows), strict=True)))
+    console.print(table)
+    for line in (*_difference_lines(differences), *explain(rows)):
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
+
+
+def explain(rows: Sequence[Row]) -> list[str]:
+    """What the figures say: the gain of the last small vocabulary (in-context where it was run), and exactness."""
+    small = [row for row in rows if row.vocab not in (AUTOREGRESSIVE, FULL)]
+    chosen = next((row for row in small if row.vocab == "in-context"), small[-1] if small else None)
+    full = next((row for row in rows if row.vocab == FULL), None)
+    sentences = []
+    if chosen is not None and full is not None:
+        sentences.append(
+            f"{chosen.vocab} drafts from {_number(chosen.mean_active_vocab)} rows instead of "
+            f"{_number(full.mean_active_vocab)}: draft time is {_percent(chosen.draft_vs_full)} of full's "
+            f"({_times(chosen.draft_vs_headless)} that of a draft without any head), accept length is "
+            f"{_percent(chosen.accept_vs_full)} of full's, and decoding runs at {_times(chosen.speedup_vs_full)} the "
+            f"speed of full, {_times(chosen.speedup_vs_autoregressive)} that of autoregressive decoding."
+        )
+    return [*sentences, _exactness(rows)]
+
+
+def _exactness(rows: Sequence[Row]) -> str:
+    wrong = [row.vocab for row in rows if not row.identical]
+    if wrong:
+        return f"NOT IDENTICAL to autoregressive decoding: {', '.join(wrong)}."
+    near_ties = sum(row.near_ties for row in rows)
+    if near_ties:
+        return (
+            f"The target verifies every token over its whole vocabulary: all tokens are autoregressive decoding's own, "
+            f"up to {near_ties} near-ties in which rounding chose between two equally good tokens (listed above)."
+        )
+    return (
+        "The target verifies every token over its whole vocabulary: all tokens are exactly autoregressive decoding's."
+    )
+
+
+def _table(lines: Sequence[Sequence[str]]) -> Table:
+    """A table of the lines, the first of them its headings; everything but the first column is a number."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for index, heading in enumerate(lines[0]):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=index == 0)
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.vocab,
+        _number(row.tokens_per_second, 1),
+        _times(row.speedup_vs_autoregressive),
+        _times(row.speedup_vs_full),
+        _number(row.mean_accept_length, 2),
+        _percent(row.accept_vs_full),
+        _number(row.mean_active_vocab),
+        _number(row.draft_ms_per_step, 2),
+        _percent(row.draft_vs_full),
+        _times(row.draft_vs_headless),
+        _percent(row.vocabulary_share, 1),
+        "yes" if row.identical else "NO",
+        str(row.near_ties),
+    )
+
+
+def _difference_lines(differences: Sequence[Difference]) -> list[str]:
+    lines = [
+        f"{d.vocab}, prompt {d.prompt + 1}, token {d.position + 1}: "
+        + ("no margin" if d.margin is None else f"margin {d.margin:.3g}, near-tie below {d.bound:.3g}")
+        + ("" if d.near_tie else " -> DIFFERENT")
+        for d in sorted(differences, key=lambda d: d.near_tie)
+    ]
+    left_out = len(lines) - MAX_LISTED_DIFFERENCES
+    return [*lines[:MAX_LISTED_DIFFERENCES], f"... and {left_out} more"] if left_out > 0 else lines
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}%"

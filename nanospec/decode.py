@@ -1,0 +1,235 @@
+"""The decoder: target, drafter, draft vocabulary and tree put together behind `generate` and `stream`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nanospec.autoregression import AutoregressiveLoop
+from nanospec.checkpoints.eagle import load_eagle_drafter
+from nanospec.checkpoints.target import load_target
+from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
+from nanospec.drafters.drafter import Drafter
+from nanospec.headless import HeadlessProbe
+from nanospec.request import Request, as_input_ids
+from nanospec.result import GenerationResult, OutputCutter, StreamPiece
+from nanospec.sampling import SamplingParams
+from nanospec.speculation import SpeculativeLoop
+from nanospec.stats import GenerationStats, StageClock
+from nanospec.target import Target
+from nanospec.text_stream import TextStream
+from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_shape import TreeShape, default_tree_shape
+from nanospec.tree_tuning import tune_tree_shape
+from nanospec.vocab_selector import VocabSelector, build_vocab_selector
+
+TreeArgument = TreeShape | tuple[int, int, int] | Literal["auto"] | None
+
+
+class SpeculativeDecoder:
+    """Lossless speculative decoding, one sequence at a time.
+
+    target, drafter   modules on one device and in one dtype
+    vocab             "in-context", "full", "static:N", "static:FILE" or a `VocabSelector`
+    tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure
+    num_top           target suggestions per position that enter an in-context vocabulary
+    capacity          most rows that an in-context vocabulary holds (K)
+    frequent_ids      int64 [N], most frequent first: what "static:N" takes its ids from
+
+    Raises ValueError or TypeError naming the argument, what it must be and what it was.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        vocab: str | VocabSelector = "in-context",
+        tree: TreeArgument = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        num_top: int = 3,
+        capacity: int = 3072,
+        frequent_ids: Tensor | None = None,
+    ) -> None:
+        if not 1 <= num_top <= 16:
+            raise ValueError(f"num_top must be in [1, 16], got {num_top}")
+        self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
+        self.num_top, self.capacity, self.frequent_ids = num_top, min(capacity, target.vocab_size), frequent_ids
+        self.vocab = build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=frequent_ids)
+        self.eos_ids = _eos_ids(target, tokenizer)
+        self.last_stats: GenerationStats | None = None
+        self.tree = default_tree_shape(target.device)
+        if tree == "auto":
+            self._check_width()
+            self.tree = tune_tree_shape(self)
+        elif tree is not None:
+            self.tree = _as_tree_shape(tree)
+        self._check_width()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: str | Path | PreTrainedModel,
+        draft: str | Path | Drafter,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> SpeculativeDecoder:
+        """A decoder over paths, hub ids or loaded modules.
+
+        dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here.
+        Further options are those of the class. The target's tokenizer is used where its directory holds one.
+        """
+        loaded, tokenizer = load_target(target, dtype=dtype, device=device)
+        drafter = load_eagle_drafter(draft, loaded) if isinstance(draft, str | Path) else draft
+        options.setdefault("tokenizer", tokenizer)
+        return cls(loaded, drafter, **options)
+
+    @classmethod
+    def from_demo(cls, **options: Any) -> SpeculativeDecoder:
+        """A decoder over the embedded pair; options as in `from_pretrained`."""
+        from nanospec.vocab.static_list import read_static_list
+
+        frequent = TARGET_DIRECTORY.parent / "frequent_ids.safetensors"
+        decoder_options = {"frequent_ids": read_static_list(frequent, 131072), **options}
+        return cls.from_pretrained(TARGET_DIRECTORY, DRAFT_DIRECTORY, **decoder_options)
+
+    def with_vocab(self, vocab: str | VocabSelector) -> SpeculativeDecoder:
+        """A decoder over the same modules and tree with another draft vocabulary; use one at a time."""
+        return type(self)(
+            self.target, self.drafter, vocab, self.tree, self.tokenizer, self.num_top, self.capacity, self.frequent_ids
+        )
+
+    def encode(self, text: str) -> Tensor:
+        """input_ids int64 [1, P] of a prompt, through the tokenizer's chat template where it has one."""
+        tokenizer = self._require_tokenizer("encode")
+        if not text:
+            raise ValueError("prompt must not be empty, got ''")
+        if getattr(tokenizer, "chat_template", None):
+            messages = [{"role": "user", "content": text}]
+            rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(text)["input_ids"]
+        return as_input_ids(ids, self.target.device)
+
+    def generate(
+        self, input_ids: Tensor | Sequence[int], *, probe_headless: bool = False, **settings: Any
+    ) -> GenerationResult:
+        """Decode speculatively.
+
+        input_ids int [P] or [1, P]; settings: max_new_tokens=256, temperature=0.0 (greedy), top_k=0, top_p=1.0,
+        min_p=0.0, repetition_penalty=1.0, seed=None, stop_strings=(), ignore_eos=False. `probe_headless` also times
+        every draft with its head deleted.
+        """
+        request = self._request(input_ids, **settings)
+        loop, stats = self._speculate(request, self.tree)
+        if probe_headless:
+            loop.probe = HeadlessProbe(self.drafter, self.tree, stats, self.target.device)
+        return self._collect(OutputCutter(request, self._text_stream(request)), loop.steps(), stats)
+
+    def stream(self, input_ids: Tensor | Sequence[int], **settings: Any) -> Iterator[StreamPiece]:
+        """Like `generate`, one piece per target pass; `last_stats` holds the figures afterwards."""
+        request = self._request(input_ids, **settings)
+        return self._stream(request, OutputCutter(request, self._text_stream(request)))
+
+    def generate_autoregressive(
+        self, input_ids: Tensor | Sequence[int], *, return_margins: bool = False, **settings: Any
+    ) -> GenerationResult:
+        """Plain decoding by the same target: the output that `generate` must equal. Settings as in `generate`."""
+        request = self._request(input_ids, **settings)
+        stats = replace(self._new_stats(), tree=None, vocab="autoregressive", drafter=None)
+        loop = AutoregressiveLoop(self.target, request, stats, self._clock(stats), return_margins)
+        result = self._collect(OutputCutter(request, self._text_stream(request)), loop.steps(), stats)
+        return replace(result, margins=loop.margins, top_logits=loop.top_logits)
+
+    def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
+        loop, stats = self._speculate(request, self.tree)
+        for piece in cutter.pieces(loop.steps()):
+            stats.new_tokens = len(cutter.token_ids)
+            self.last_stats = stats
+            yield piece
+
+    def _collect(self, cutter: OutputCutter, steps: Iterator[list[int]], stats: GenerationStats) -> GenerationResult:
+        for _ in cutter.pieces(steps):
+            pass
+        stats.new_tokens = len(cutter.token_ids)
+        self.last_stats = stats
+        assert cutter.finish_reason is not None, "a loop ended before its request did"
+        return GenerationResult(cutter.token_ids, cutter.text, cutter.finish_reason, stats)
+
+    def speculate(
+        self, input_ids: Tensor, tree: TreeShape, max_new_tokens: int
+    ) -> tuple[SpeculativeLoop, GenerationStats]:
+        """The bare greedy loop over a prompt with a tree of another shape, and its figures; ends with its consumer."""
+        return self._speculate(self._request(input_ids, max_new_tokens, ignore_eos=True), tree)
+
+    def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
+        stats = replace(self._new_stats(), tree=tree)
+        tree_drafter = TreeDrafter(self.drafter, tree)
+        loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
+        return loop, stats
+
+    def _request(
+        self,
+        input_ids: Tensor | Sequence[int],
+        max_new_tokens: int = 256,
+        stop_strings: Sequence[str] = (),
+        ignore_eos: bool = False,
+        **sampling: Any,
+    ) -> Request:
+        if stop_strings:
+            self._require_tokenizer("stop_strings")
+        ids = as_input_ids(input_ids, self.target.device)
+        eos_ids = frozenset() if ignore_eos else self.eos_ids
+        strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        request = Request(ids, max_new_tokens, SamplingParams(**sampling), strings, eos_ids)
+        request.check(self.target.vocab_size, self.target.context_window)
+        room = self.target.context_window - ids.shape[1]
+        return replace(request, max_new_tokens=min(max_new_tokens, room))
+
+    def _new_stats(self) -> GenerationStats:
+        target = self.target
+        return GenerationStats(
+            self.vocab.name, self.drafter.name, str(target.device), str(target.dtype).removeprefix("torch."), self.tree
+        )
+
+    def _clock(self, stats: GenerationStats) -> StageClock:
+        return StageClock(stats, self.target.device, synchronize=True)
+
+    def _text_stream(self, request: Request) -> TextStream | None:
+        return None if self.tokenizer is None else TextStream(self.tokenizer, request.stop_strings)
+
+    def _require_tokenizer(self, what: str) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise ValueError(f"{what} needs a tokenizer, got none: pass tokenizer= or use a target directory with one")
+        return self.tokenizer
+
+    def _check_width(self) -> None:
+        width = self.vocab.select(None).draft_ids.shape[-1]
+        if self.tree.branching > width:
+            raise ValueError(
+                f"tree branching must be at most the {width} rows of the draft vocabulary, got {self.tree}"
+            )
+
+
+def _as_tree_shape(tree: TreeShape | tuple[int, int, int] | str) -> TreeShape:
+    if isinstance(tree, str) or len(tree) != 3:
+        raise ValueError(f"tree must be 'auto', None or (depth, branching, num_nodes), got {tree!r}")
+    return TreeShape(*tree).validated()
+
+
+def _eos_ids(target: Target, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """End-of-sequence ids of the generation config, else of the model config, else of the tokenizer."""
+    sources = (getattr(target.model, "generation_config", None), target.config, tokenizer)
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list | tuple) else [ids])
+    return frozenset()

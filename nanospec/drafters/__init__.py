@@ -1,0 +1,6 @@
+"""What proposes: models that turn verified tokens into scores for the next ones, level by level."""
+
+from nanospec.drafters.drafter import Drafter
+from nanospec.drafters.eagle import EagleDrafter
+
+__all__ = ["Drafter", "EagleDrafter"]

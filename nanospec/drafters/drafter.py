@@ -1,0 +1,42 @@
+"""The interface between a draft model and the tree that is grown with it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from nanospec.records import DraftVocab
+
+
+class Drafter(Protocol):
+    """A draft model with its own cache. States [B, n, D] are opaque to the tree drafter.
+
+    The order of calls in one decoding step is `extend` once, then `logits` and `advance` in turn, level by level.
+    """
+
+    name: str
+
+    def reset(self, capacity: int) -> None:
+        """Forget the last request and make room for `capacity` tokens, the nodes of one tree included."""
+
+    def rewind(self) -> None:
+        """Drop what a tree left in the cache."""
+
+    def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
+        """Take in verified tokens.
+
+        token_ids int64 [B, n] and the target's features [B, n, D] at the positions just before them; what a tree
+        left behind is dropped. Returns the state [B, 1, D] after the last token.
+        """
+
+    def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
+        """Run one level of the tree.
+
+        token_ids int64 [B, m] at tree depth `depth` (1 for children of the root), states [B, m, D] of their parents,
+        visible bool [B, m, depth * m]: which nodes of the levels run so far, this one included, each node may attend
+        to. Returns their states [B, m, D].
+        """
+
+    def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
+        """[B, n, K] scores of the draft vocabulary for the token after each state; -inf in columns from count on."""

@@ -1,0 +1,157 @@
+"""EAGLE-1/2 draft model: one decoder layer over (embedding of the token, feature of the position before it).
+
+EAGLE (Li et al. 2024), figure 6: the feature is the target's last hidden state after its final norm; below the root the
+layer's own un-normed output takes its place. The head is the target's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from nanospec.gathered_head import GatheredHead
+from nanospec.kv_cache import KVCache
+from nanospec.records import DraftVocab
+from nanospec.tree_layout import additive_mask
+
+
+@dataclass(frozen=True)
+class EagleShape:
+    """What the tensors of an EAGLE checkpoint leave open, as read from its config."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_layers: int
+    rms_norm_eps: float
+    hidden_act: str
+    fc_bias: bool
+    qkv_bias: bool
+
+
+class EagleLayer(nn.Module):
+    """Llama decoder layer with fused projections. The first layer of EAGLE-1 has no norm before its attention."""
+
+    def __init__(self, shape: EagleShape, input_norm: bool) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        self.eps = shape.rms_norm_eps
+        width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+        self.input_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if input_norm else None
+        self.qkv_proj = nn.Linear(shape.hidden_size, width, bias=shape.qkv_bias)
+        self.o_proj = nn.Linear(shape.num_heads * shape.head_dim, shape.hidden_size, bias=False)
+        self.post_attention_layernorm = nn.Parameter(torch.ones(shape.hidden_size))
+        self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.act = ACT2FN[shape.hidden_act]
+
+    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend) -> Tensor:
+        """hidden [B, n, D]; rotation cos, sin [n, head_dim]; attend(q, k, v) -> [B, heads, n, head_dim]."""
+        batch, length, width = hidden.shape
+        normed = hidden if self.input_layernorm is None else rms_norm(hidden, self.input_layernorm, self.eps)
+        heads = self.qkv_proj(normed).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        split = self.num_heads + self.num_kv_heads
+        turned = rotate(heads[:, :split], *rotation)
+        mixed = attend(turned[:, : self.num_heads], turned[:, self.num_heads :], heads[:, split:])
+        hidden = hidden + self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        gate, up = self.gate_up_proj(rms_norm(hidden, self.post_attention_layernorm, self.eps)).chunk(2, -1)
+        return hidden + self.down_proj(self.act(gate) * up)
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(hidden, (hidden.shape[-1],), weight, eps)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in the half-split layout: x cos + (-x2, x1) sin. heads [B, h, n, d], cos/sin [n, d]."""
+    half = heads.shape[-1] // 2
+    return heads * cos + torch.cat((-heads[..., half:], heads[..., :half]), -1) * sin
+
+
+class EagleDrafter(nn.Module):
+    """EAGLE-1/2 drafter with its own key-value cache; implements `Drafter`.
+
+    embed_tokens: the target's embedding module (shared, not owned); head: scores over the draft vocabulary with the
+    target's head weight (shared, not owned).
+    """
+
+    name = "eagle"
+
+    def __init__(
+        self, shape: EagleShape, rope_config: LlamaConfig, embed_tokens: nn.Module, head: GatheredHead
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
+        self.layers = nn.ModuleList(EagleLayer(shape, input_norm=index > 0) for index in range(shape.num_layers))
+        self.rotary = LlamaRotaryEmbedding(rope_config)
+        self._shared = (embed_tokens, head)  # a tuple, so that the target's weights are not ours to move or save
+        self._cache: KVCache | None = None
+        self._rotation_table: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fc.weight.dtype
+
+    @property
+    def cache(self) -> KVCache:
+        if self._cache is None or self._cache.buffer.dtype != self.dtype:
+            shape, weight = self.shape, self.fc.weight
+            self._cache = KVCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, weight.dtype, weight.device)
+        return self._cache
+
+    def reset(self, capacity: int) -> None:
+        self.cache.reset(capacity)
+        if self._rotation_table is None or self._rotation_table[0].shape[0] < capacity:
+            positions = torch.arange(capacity, device=self.fc.weight.device)[None]
+            cos, sin = self.rotary(self.fc.weight, positions)
+            self._rotation_table = (cos[0], sin[0])
+
+    def rewind(self) -> None:
+        self.cache.rewind()
+
+    def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
+        cache = self.cache
+        cache.rewind()
+        start, length = cache.length, token_ids.shape[1]
+        positions = torch.arange(start, start + length, device=token_ids.device)
+        mask = None
+        if length > 1:
+            visible = torch.arange(start + length, device=token_ids.device) <= positions[:, None]
+            mask = additive_mask(visible, self.dtype)[None, None]
+        states = self._run(token_ids, features, slice(start, start + length), mask)
+        cache.commit(length)
+        return states[:, -1:]
+
+    def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
+        certain = self.cache.length
+        position = certain + depth - 1
+        prefix = visible.new_ones(*visible.shape[:2], certain)
+        mask = additive_mask(torch.cat((prefix, visible), -1), self.dtype)[:, None]
+        return self._run(token_ids, states, slice(position, position + 1), mask)
+
+    def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
+        return self._shared[1](states, vocab)
+
+    def _run(self, token_ids: Tensor, features: Tensor, positions: slice, mask: Tensor | None) -> Tensor:
+        assert self._rotation_table is not None, "reset() must come before the first token"
+        embedded = self._shared[0](token_ids)
+        hidden = self.fc(torch.cat((embedded, features.to(embedded.dtype)), -1))
+        rotation = (self._rotation_table[0][positions], self._rotation_table[1][positions])
+        grouped = self.shape.num_heads != self.shape.num_kv_heads
+        for index, layer in enumerate(self.layers):
+
+            def attend(query: Tensor, key: Tensor, value: Tensor, index: int = index) -> Tensor:
+                keys, values = self.cache.append(index, key, value)
+                return F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=grouped)
+
+            hidden = layer(hidden, rotation, attend)
+        return hidden

@@ -1,0 +1,66 @@
+"""The drafter's output projection over the draft vocabulary only; unused columns come out as -inf."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanospec.ops.gathered_linear import gathered_linear, rows_linear
+from nanospec.records import DraftVocab
+
+
+class GatheredHead(nn.Module):
+    """hidden [B, n, D] and a DraftVocab -> logits [B, n, K] over `draft_ids`, by either way to the same numbers.
+
+    packed   `vocab.rows` holds the rows contiguously: one dense product
+    indexed  `vocab.rows` is None: the rows are read from `weight` [V, D]
+
+    `weight` and `bias` [V] are references to the target's head: not registered, so never saved, moved or trained here.
+
+    Raises ValueError for a weight that is not 2-D or a bias that does not fit it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        if weight.dim() != 2:
+            raise ValueError(f"weight must be [V, D], got shape {tuple(weight.shape)}")
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}")
+        self.weight = weight.detach()
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, hidden: Tensor, vocab: DraftVocab) -> Tensor:
+        """Logits in the dtype of `hidden`, -inf in the columns from `vocab.count` on.
+
+        Raises ValueError where shapes do not fit, TypeError where the dtypes of hidden and head differ.
+        """
+        if vocab.rows is None:
+            logits = gathered_linear(hidden, self.weight, vocab.draft_ids, self.bias)
+        else:
+            _check_rows(hidden, vocab)
+            logits = rows_linear(hidden, vocab.rows, None if self.bias is None else self.bias[vocab.draft_ids])
+        return _mask_unused(logits, vocab.count)
+
+
+def _check_rows(hidden: Tensor, vocab: DraftVocab) -> None:
+    rows = vocab.rows
+    assert rows is not None, "only called in packed mode"
+    if hidden.dim() != 3 or hidden.shape[2] != rows.shape[-1] or vocab.draft_ids.shape != rows.shape[:2]:
+        shapes = tuple(hidden.shape), tuple(vocab.draft_ids.shape), tuple(rows.shape)
+        raise ValueError(
+            "hidden must be [B, n, D], draft_ids [B or 1, K], rows [B or 1, K, D], got {}, {}, {}".format(*shapes)
+        )
+    if rows.shape[0] not in (1, hidden.shape[0]):
+        raise ValueError(f"rows must serve 1 or {hidden.shape[0]} sequences, got {rows.shape[0]}")
+    if hidden.dtype != rows.dtype:
+        raise TypeError(f"hidden must have the head's dtype {rows.dtype}, got {hidden.dtype}")
+
+
+def _mask_unused(logits: Tensor, count: Tensor) -> Tensor:
+    """-inf in the columns from `count` [B or 1] on, in place."""
+    num_columns = logits.shape[-1]
+    # On a CPU reading the count is free and masking a full vocabulary is not; elsewhere reading waits for the device.
+    if count.device.type == "cpu" and int(count.min()) >= num_columns:
+        return logits
+    unused = torch.arange(num_columns, device=logits.device) >= count[:, None]  # [B or 1, K]
+    return logits.masked_fill_(unused[:, None], float("-inf"))

@@ -1,0 +1,109 @@
+"""Keys and values of every layer in one preallocated buffer: tree nodes are written behind the context, then compacted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class KVCache:
+    """One buffer [num_layers, 2, B, H, capacity, head_dim]; `length` tokens of it are certain.
+
+    `append` writes behind everything written so far and returns views, so attention never concatenates.
+    Rows in [length, written) belong to a draft tree: `compact` keeps the accepted ones, `rewind` drops all of them.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        batch_size: int = 1,
+    ) -> None:
+        self.shape = (num_layers, 2, batch_size, num_heads, 0, head_dim)
+        self.buffer = torch.empty(self.shape, dtype=dtype, device=device)
+        self.length = 0
+        self._written = [0] * num_layers
+
+    @property
+    def capacity(self) -> int:
+        return self.buffer.shape[4]
+
+    @property
+    def num_layers(self) -> int:
+        return self.shape[0]
+
+    def reset(self, capacity: int) -> None:
+        """Forget everything and make room for `capacity` tokens (certain ones and one tree)."""
+        if capacity > self.capacity:
+            self.buffer = self.buffer.new_zeros(*self.shape[:4], capacity, self.shape[5])
+        self.length = 0
+        self.rewind()
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """keys, values [B, H, n, head_dim] -> views over all rows written so far in this layer."""
+        start = self._written[layer]
+        end = start + keys.shape[2]
+        assert end <= self.capacity, f"KV cache holds {self.capacity} tokens, asked for {end}"
+        key_rows, value_rows = self.buffer[layer]
+        key_rows[:, :, start:end] = keys
+        value_rows[:, :, start:end] = values
+        self._written[layer] = end
+        return key_rows[:, :, :end], value_rows[:, :, :end]
+
+    def rows_written(self, layer: int = 0) -> int:
+        return self._written[layer]
+
+    def rewind(self) -> None:
+        """Drop what was written behind the certain tokens."""
+        self._written = [self.length] * self.num_layers
+
+    def commit(self, num_tokens: int) -> None:
+        """The next `num_tokens` rows behind the certain ones become certain; the rest is dropped."""
+        self.length += num_tokens
+        self.rewind()
+
+    def compact(self, accepted_pos: Tensor, num_accepted: int) -> None:
+        """Move the accepted tree nodes to the front of the tree's rows and make them certain.
+
+        accepted_pos int64 [L]: positions in the tree, increasing over the first `num_accepted`. Example: length 5,
+        accepted_pos [0, 2, 3], num_accepted 3: rows 5, 7, 8 become rows 5, 6, 7 and length 8.
+        """
+        tree_rows = self.buffer[:, :, :, :, self.length :]
+        tree_rows[:, :, :, :, : accepted_pos.shape[0]] = tree_rows.index_select(4, accepted_pos)
+        self.commit(num_accepted)
+
+
+class _CacheLayerView(CacheLayerMixin):
+    """One layer of a `KVCache` as transformers sees it."""
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, cache: KVCache, layer: int) -> None:
+        super().__init__()
+        self.cache, self.layer = cache, layer
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the buffer exists already."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        return self.cache.append(self.layer, key_states, value_states)
+
+    def get_seq_length(self) -> int:
+        return self.cache.rows_written(self.layer)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.cache.capacity
+
+
+def as_transformers_cache(cache: KVCache) -> Cache:
+    """A transformers `Cache` whose layers write into `cache`."""
+    return Cache(layers=[_CacheLayerView(cache, layer) for layer in range(cache.num_layers)])

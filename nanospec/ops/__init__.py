@@ -1,0 +1,1 @@
+"""Operators: each is a fast function beside a plain reference that says what it means."""

@@ -1,0 +1,53 @@
+"""What a caller asks for, checked once before any work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nanospec.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation. input_ids int64 [1, P]; eos_ids and stop_strings end it early, max_new_tokens always does."""
+
+    input_ids: Tensor
+    max_new_tokens: int = 256
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop_strings: tuple[str, ...] = ()
+    eos_ids: frozenset[int] = frozenset()
+
+    def check(self, vocab_size: int, context_window: int) -> None:
+        """Raises TypeError or ValueError naming the argument, what it must be and what it was."""
+        if not isinstance(self.max_new_tokens, int) or isinstance(self.max_new_tokens, bool):
+            raise TypeError(f"max_new_tokens must be an int, got {self.max_new_tokens!r}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        length = self.input_ids.shape[1]
+        if length == 0:
+            raise ValueError("input_ids must hold at least one token, got an empty prompt")
+        smallest, largest = int(self.input_ids.min()), int(self.input_ids.max())
+        if smallest < 0 or largest >= vocab_size:
+            raise ValueError(f"input_ids must lie in [0, {vocab_size}), got {smallest if smallest < 0 else largest}")
+        if length >= context_window:
+            raise ValueError(
+                f"input_ids must be shorter than the context window of {context_window}, got {length} tokens"
+            )
+
+
+def as_input_ids(input_ids: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """int64 [1, P] of a tensor [P] or [1, P] or of a list of ints; NotImplementedError for a batch."""
+    ids = input_ids if isinstance(input_ids, Tensor) else torch.tensor(list(input_ids), dtype=torch.int64)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"input_ids must be integers, got {ids.dtype}")
+    if ids.ndim == 1:
+        ids = ids[None]
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids must be [P] or [1, P], got shape {tuple(ids.shape)}")
+    if ids.shape[0] != 1:
+        raise NotImplementedError(f"input_ids must hold one sequence, got a batch of {ids.shape[0]}")
+    return ids.to(device=device, dtype=torch.int64)

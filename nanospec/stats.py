@@ -1,0 +1,71 @@
+"""Where the time of a generation went and what it yielded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from nanospec.tree_shape import TreeShape
+
+STAGES = ("prefill", "draft", "verify", "vocabulary", "other")
+
+
+@dataclass
+class GenerationStats:
+    """Figures of one generation; seconds are wall time of the host, of the device too where it was synchronised.
+
+    seconds: prefill (prompt pass, its target top-k and the drafter's pass over the prompt), draft (drafter passes, head, tree), verify (target
+    pass over the tree with its top-k and the acceptance), vocabulary (tracker update, row copies), other (the rest).
+    """
+
+    vocab: str
+    drafter: str | None
+    device: str
+    dtype: str
+    tree: TreeShape | None = None
+    new_tokens: int = 0
+    target_passes: int = 0
+    steps: int = 0
+    step_tokens: int = 0
+    active_rows: int = 0
+    headless_draft_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @property
+    def mean_accept_length(self) -> float:
+        """Tokens per target pass of the decoding steps, bonus token included, before any cut at EOS or the limit."""
+        return self.step_tokens / self.steps if self.steps else 0.0
+
+    @property
+    def mean_active_vocab(self) -> float:
+        """Rows scored by the drafter, averaged over steps."""
+        return self.active_rows / self.steps if self.steps else 0.0
+
+    @property
+    def decode_seconds(self) -> float:
+        return sum(self.seconds.values()) - self.seconds["prefill"]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens after the first (which the prompt pass yields) per second of decoding."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+class StageClock:
+    """Adds wall time to the stages of a `GenerationStats`; synchronises a CUDA device at stage ends if asked to."""
+
+    def __init__(self, stats: GenerationStats, device: torch.device, synchronize: bool) -> None:
+        self.stats = stats
+        self.synchronize = synchronize and device.type == "cuda"
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.synchronize:
+            torch.cuda.synchronize()
+        self.stats.seconds[name] += time.perf_counter() - began

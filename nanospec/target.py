@@ -1,0 +1,173 @@
+"""The model whose output is wanted: any Hugging Face causal language model with full attention, run over trees."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nanospec.kv_cache import KVCache, as_transformers_cache
+from nanospec.ops.blocked_topk import blocked_topk
+from nanospec.records import DraftTree
+from nanospec.tree_layout import additive_mask
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+TREE_ATTENTION = ("sdpa", "eager")
+PREFILL_CHUNK = 512  # positions per pass of the body: bounds the mask at [512, P]
+HEAD_CHUNK = 64  # positions per pass of the head: bounds the logits at [64, V]
+
+
+class Prefill(NamedTuple):
+    """features [1, P, D] of every prompt position; top_ids int64 [P, k]; last_logits [1, V] after the last position."""
+
+    features: Tensor
+    top_ids: Tensor
+    last_logits: Tensor
+
+
+class Verification(NamedTuple):
+    """At every node: logits [B, T, V], features [B, T, D], the best ids int64 [B, T, k] and their logits [B, T, k].
+
+    Column 0 of the best ids is the argmax, ties to the smallest id.
+    """
+
+    logits: Tensor
+    features: Tensor
+    top_ids: Tensor
+    top_values: Tensor
+
+
+class Target(nn.Module):
+    """Prefill, tree verification and plain decoding over one preallocated key-value cache.
+
+    Raises NotImplementedError, by name, for architectures, windows and attention kernels that are wrong with trees.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        refuse_unsupported(model)
+        self.model = model.eval()
+        self._cache: KVCache | None = None
+
+    @property
+    def config(self):
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head_weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
+
+    @property
+    def embed_tokens(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D], the output projection; never modified."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        return self.model.get_output_embeddings().bias
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head_weight.shape[0]
+
+    @property
+    def context_window(self) -> int:
+        return self.config.max_position_embeddings
+
+    @property
+    def cache(self) -> KVCache:
+        if self._cache is None or self._cache.buffer.dtype != self.dtype:
+            config = self.config
+            head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            self._cache = KVCache(
+                config.num_hidden_layers, config.num_key_value_heads, head_dim, self.dtype, self.device
+            )
+            self._hf_cache = as_transformers_cache(self._cache)
+        return self._cache
+
+    def reset(self, capacity: int) -> None:
+        """Forget the last request; room for `capacity` tokens, the nodes of one tree included."""
+        self.cache.reset(capacity)
+
+    def prefill(self, input_ids: Tensor, num_top: int = 0) -> Prefill:
+        """Run the prompt, int64 [1, P]; top_ids holds the `num_top` best ids after every position.
+
+        Logits [P, V] never exist: the head runs over 64 positions at a time, and only if num_top > 0.
+        """
+        features = []
+        for chunk in input_ids.split(PREFILL_CHUNK, dim=1):
+            start, length = self.cache.length, chunk.shape[1]
+            positions = torch.arange(start, start + length, device=chunk.device)
+            visible = torch.arange(start + length, device=chunk.device) <= positions[:, None]
+            features.append(self._run_body(chunk, positions[None], visible[None]))
+            self.cache.commit(length)
+        all_features = torch.cat(features, 1)
+        top_ids = input_ids.new_empty(0, num_top)
+        if num_top:
+            parts = all_features[0].split(HEAD_CHUNK)
+            top_ids = torch.cat([blocked_topk(self.head(part), num_top)[1] for part in parts])
+        return Prefill(all_features, top_ids, self.head(all_features[:, -1]))
+
+    def judge(self, tree: DraftTree, num_top: int = 1) -> Verification:
+        """One pass over all nodes of the tree; the rows written stay uncertain until `cache.compact`."""
+        cache = self.cache
+        prefix = tree.ancestor_mask.new_ones(*tree.ancestor_mask.shape[:2], cache.length)
+        visible = torch.cat((prefix, tree.ancestor_mask), -1)
+        features = self._run_body(tree.token_ids.clamp(min=0), cache.length + tree.depth, visible)
+        logits = self.head(features)
+        values, ids = blocked_topk(logits.flatten(0, 1), num_top)
+        shape = (*tree.token_ids.shape, num_top)
+        return Verification(logits, features, ids.view(shape), values.view(shape))
+
+    def decode(self, token_id: Tensor) -> Tensor:
+        """Plain decoding of one token, int64 [1, 1] -> logits [1, V]."""
+        cache = self.cache
+        position = torch.full_like(token_id, cache.length)
+        visible = torch.ones(1, 1, cache.length + 1, dtype=torch.bool, device=token_id.device)
+        features = self._run_body(token_id, position, visible)
+        cache.commit(1)
+        return self.head(features[:, 0])
+
+    def head(self, features: Tensor) -> Tensor:
+        """features [.., D] -> logits [.., V]"""
+        return self.model.get_output_embeddings()(features)
+
+    def _run_body(self, token_ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        output = self.model.base_model(
+            input_ids=token_ids,
+            attention_mask=additive_mask(visible, self.dtype)[:, None],
+            position_ids=positions,
+            past_key_values=self._hf_cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Raises NotImplementedError for what would decode wrongly, naming the setting, its value and the choices."""
+    config = model.config
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise NotImplementedError(
+            f"target model_type must be one of {', '.join(SUPPORTED_MODEL_TYPES)}, got {config.model_type!r}"
+        )
+    attention = config._attn_implementation
+    if attention not in TREE_ATTENTION:
+        raise NotImplementedError(
+            f"target attn_implementation must be one of {', '.join(TREE_ATTENTION)} (others ignore or break tree masks), "
+            f"got {attention!r}"
+        )
+    layer_types = getattr(config, "layer_types", None) or ["full_attention"]
+    window = getattr(config, "sliding_window", None)
+    windowed = config.model_type == "mistral" and window is not None
+    if windowed or any(kind != "full_attention" for kind in layer_types):
+        raise NotImplementedError(f"target must use full attention in every layer, got sliding_window={window!r}")

@@ -1,0 +1,116 @@
+"""Held-out figures of a target and its drafter, per task: loss, and accept length of single speculative steps.
+
+    python -m nanospec.training.evaluate_pair --corpus heldout.jsonl.xz --target DIR --draft DIR --out figures.json
+
+One step per context, cut at a random place of a held-out response, so that no repetitive output of the model's own
+flatters anybody. Accept length: tokens per target pass, bonus token included, greedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nanospec.checkpoints.tokenizer import read_tokenizer
+from nanospec.decode import SpeculativeDecoder
+from nanospec.target import HEAD_CHUNK, Target
+from nanospec.training.corpus import TokenizedCorpus, tokenize_corpus
+from nanospec.tree_shape import TreeShape
+from nanospec.vocab.static_list import read_static_list
+
+TREE = TreeShape(depth=5, branching=8, num_nodes=32)
+POLICIES = ("full", "static:1024", "static:4096", "static:32768", "in-context")
+
+
+@torch.inference_mode()
+def response_loss(target: Target, document: Tensor, prompt_length: int) -> tuple[float, int]:
+    """Sum of the nats of the response tokens given prompt and earlier response, and their number."""
+    document = document[: target.context_window]
+    target.reset(document.numel())
+    features = target.prefill(document[None]).features[0]
+    goals = document[prompt_length:]
+    states = features[prompt_length - 1 : -1]
+    total = 0.0
+    for state, goal in zip(states.split(HEAD_CHUNK), goals.split(HEAD_CHUNK), strict=True):
+        total += nn.functional.cross_entropy(target.head(state).float(), goal, reduction="sum").item()
+    return total, goals.numel()
+
+
+def loss_per_task(target: Target, corpus: TokenizedCorpus, rows: np.ndarray) -> dict[str, float]:
+    """Nats per response token, by category and "all"."""
+    nats: dict[str, float] = defaultdict(float)
+    count: dict[str, int] = defaultdict(int)
+    for row in rows:
+        if corpus.prompt_length(row) >= target.context_window:
+            continue
+        loss, tokens = response_loss(target, corpus.document(row), corpus.prompt_length(row))
+        for name in (corpus.categories[row], "all"):
+            nats[name] += loss
+            count[name] += tokens
+    return {name: nats[name] / count[name] for name in sorted(nats)}
+
+
+def accept_length_per_task(
+    decoder: SpeculativeDecoder, contexts: list[tuple[str, Tensor]]
+) -> tuple[dict[str, float], float]:
+    """Mean accept length by category and "all", and the mean number of active rows."""
+    lengths: dict[str, list[int]] = defaultdict(list)
+    active = []
+    for name, context in contexts:
+        loop, stats = decoder.speculate(context, TREE, max_new_tokens=TREE.depth + 2)
+        _, emitted = islice(loop.steps(), 2)
+        lengths[name].append(len(emitted))
+        lengths["all"].append(len(emitted))
+        active.append(stats.mean_active_vocab)
+    return {name: statistics.fmean(values) for name, values in sorted(lengths.items())}, statistics.fmean(active)
+
+
+def cut_contexts(corpus: TokenizedCorpus, rows: np.ndarray, window: int, seed: int) -> list[tuple[str, Tensor]]:
+    """(category, tokens int64 [1, n]): each document up to a random place within its response."""
+    generator = np.random.default_rng(seed)
+    contexts = []
+    for row in rows:
+        document, first = corpus.document(row), corpus.prompt_length(row)
+        last = min(document.numel(), window - TREE.depth - 2)
+        if first < last - 1:
+            contexts.append((corpus.categories[row], document[None, : generator.integers(first, last)]))
+    return contexts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--draft", type=Path, required=True)
+    parser.add_argument("--frequent", type=Path, required=True, help="list of the most frequent ids, for static rows")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the tokenized corpus")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--num-documents", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    decoder = SpeculativeDecoder.from_pretrained(
+        args.target, args.draft, vocab="full", tree=TREE, dtype="bfloat16",
+        frequent_ids=read_static_list(args.frequent, read_tokenizer(args.target / "tokenizer.json.xz").get_vocab_size()),
+    )  # fmt: skip
+    corpus = tokenize_corpus(args.corpus, read_tokenizer(args.target / "tokenizer.json.xz"), args.cache)
+    rows = np.random.default_rng(args.seed).permutation(len(corpus.categories))[: args.num_documents]
+    contexts = cut_contexts(corpus, rows, decoder.target.context_window, args.seed)
+    figures: dict = {"documents": len(rows), "contexts": len(contexts), "tree": TREE._asdict(), "accept_length": {}}
+    figures["loss_nats_per_response_token"] = loss_per_task(decoder.target, corpus, rows)
+    for policy in POLICIES:
+        lengths, active = accept_length_per_task(decoder.with_vocab(policy), contexts)
+        figures["accept_length"][policy] = {"rows": active, **lengths}
+        print(policy, round(active, 1), {name: round(value, 3) for name, value in lengths.items()}, flush=True)
+    args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""EAGLE-2's dynamic draft tree (Li et al. 2024b, section 4), grown with any drafter over any draft vocabulary."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nanospec.drafters.drafter import Drafter
+from nanospec.records import DraftTree, DraftVocab
+from nanospec.tree_layout import ancestor_mask, node_depth
+from nanospec.tree_shape import TreeShape
+
+
+class _Level(NamedTuple):
+    """Candidates of one level, [B, n] each; `parent` counts in the list of all candidates, -1 for the root."""
+
+    token_ids: Tensor
+    score: Tensor
+    parent: Tensor
+
+
+class TreeDrafter:
+    """Grows the tree level by level and keeps the best nodes.
+
+    Level 1 holds the `branching` best tokens after the root. Every further level runs the frontier in one pass, takes
+    `branching` children of each, scored with the sum of log-probabilities from the root, and makes the best of them
+    the next frontier. All stay candidates; the best `num_nodes - 1` become the tree.
+    """
+
+    def __init__(self, drafter: Drafter, shape: TreeShape) -> None:
+        self.drafter, self.shape = drafter, shape.validated()
+
+    @property
+    def capacity(self) -> int:
+        """Rows that one tree may need in a cache, the target's or the drafter's."""
+        return max(self.shape.num_nodes, self.shape.depth * self.shape.branching)
+
+    def draft(self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab) -> DraftTree:
+        """root_id int64 [B, 1]: the last certain token; root_state [B, 1, D]: the drafter's state after it."""
+        width = self.shape.branching
+        self.drafter.rewind()
+        token_ids, score = self._children(root_state, vocab)
+        levels = [_Level(token_ids[:, 0], score[:, 0], torch.full_like(token_ids[:, 0], -1))]
+        frontier = torch.arange(width, device=root_id.device).expand(root_id.shape[0], -1)  # in the list of candidates
+        states, first = root_state.expand(-1, width, -1), 0
+        visible = torch.eye(width, dtype=torch.bool, device=root_id.device).expand(root_id.shape[0], -1, -1)
+        for depth in range(1, self.shape.depth):
+            local = frontier - first
+            frontier_ids = levels[-1].token_ids.gather(1, local)
+            frontier_score = levels[-1].score.gather(1, local)
+            states = self.drafter.advance(frontier_ids, states, depth, visible)
+            token_ids, log_prob = self._children(states, vocab)
+            score = (frontier_score[:, :, None] + log_prob).flatten(1)
+            first += levels[-1].score.shape[1]
+            levels.append(_Level(token_ids.flatten(1), score, frontier.repeat_interleave(width, 1)))
+            if depth + 1 < self.shape.depth:
+                best = score.topk(width, -1).indices
+                parent = best // width
+                states = states.gather(1, parent[:, :, None].expand(-1, -1, states.shape[-1]))
+                visible = _extend_visibility(visible, parent)
+                frontier = best + first
+        return self._keep_best(root_id, levels)
+
+    def _children(self, states: Tensor, vocab: DraftVocab) -> tuple[Tensor, Tensor]:
+        """Best tokens after each state and their log-probabilities, [B, n, branching] each; -inf where there is none."""
+        log_prob = self.drafter.logits(states, vocab).log_softmax(-1, dtype=torch.float32)
+        score, draft_pos = log_prob.topk(self.shape.branching, -1)
+        ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
+        return ids, score.nan_to_num(nan=float("-inf"), neginf=float("-inf"))
+
+    def _keep_best(self, root_id: Tensor, levels: list[_Level]) -> DraftTree:
+        token_ids, score, parent = (torch.cat(column, 1) for column in zip(*levels, strict=True))
+        token_ids = token_ids.masked_fill(score.isneginf(), -1)
+        # Stable: on equal scores the shallower candidate comes first, so that a parent is never dropped for its child.
+        order = score.sort(dim=1, descending=True, stable=True).indices
+        kept = order[:, : self.shape.num_nodes - 1].sort(1).values
+        tree_pos = torch.zeros_like(parent).scatter_(1, kept, _positions_like(kept) + 1)
+        parent_candidate = parent.gather(1, kept)
+        parent_pos = tree_pos.gather(1, parent_candidate.clamp(min=0)).masked_fill_(parent_candidate < 0, 0)
+        parent_pos = torch.nn.functional.pad(parent_pos, (1, 0))
+        ancestors = ancestor_mask(parent_pos, self.shape.depth)
+        return DraftTree(
+            token_ids=torch.cat((root_id, token_ids.gather(1, kept)), 1),
+            parent_pos=parent_pos,
+            depth=node_depth(ancestors),
+            score=torch.nn.functional.pad(score.gather(1, kept), (1, 0)),
+            ancestor_mask=ancestors,
+        )
+
+
+def _extend_visibility(visible: Tensor, parent: Tensor) -> Tensor:
+    """What the next frontier sees of the levels run so far: what its parents see, and itself in a level of its own."""
+    inherited = visible.gather(1, parent[:, :, None].expand(-1, -1, visible.shape[2]))
+    itself = torch.eye(parent.shape[1], dtype=torch.bool, device=parent.device).expand(parent.shape[0], -1, -1)
+    return torch.cat((inherited, itself), -1)
+
+
+def _positions_like(index: Tensor) -> Tensor:
+    return torch.arange(index.shape[1], device=index.device).expand_as(index)

@@ -1,0 +1,30 @@
+"""Parent positions in, attention structure out: who is an ancestor of whom, and how deep each node lies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ancestor_mask(parent_pos: Tensor, max_depth: int) -> Tensor:
+    """bool [B, T, T]: entry [i, j] is set iff j is i itself or an ancestor of i.
+
+    parent_pos int64 [B, T]; the root (position 0) is its own parent; no node lies deeper than `max_depth`.
+    Example: parents [0, 0, 0, 1] give rows 1000, 1100, 1010, 1101.
+    """
+    num_nodes = parent_pos.shape[1]
+    mask = torch.eye(num_nodes, dtype=torch.bool, device=parent_pos.device).expand(parent_pos.shape[0], -1, -1)
+    itself, index = mask, parent_pos[:, :, None].expand(-1, -1, num_nodes)
+    for _ in range(max_depth):
+        mask = itself | mask.gather(1, index)
+    return mask
+
+
+def node_depth(ancestors: Tensor) -> Tensor:
+    """int64 [B, T]: number of proper ancestors of every node, 0 at the root."""
+    return ancestors.sum(-1) - 1
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `visible` (bool), the most negative finite number of `dtype` elsewhere: the form every backend accepts."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

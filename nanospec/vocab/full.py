@@ -1,0 +1,34 @@
+"""The whole vocabulary as draft vocabulary: what every restriction is compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanospec.records import DraftVocab
+
+
+class FullVocab(nn.Module):
+    """All V ids of `head_weight` [V, D], the same for every sequence; `rows` is a view of the head, not a copy."""
+
+    name: str = "full"
+    observes: bool = False
+    draft_ids: Tensor
+    count: Tensor
+
+    def __init__(self, head_weight: Tensor) -> None:
+        super().__init__()
+        vocab_size, device = head_weight.shape[0], head_weight.device
+        self.rows = head_weight.detach()[None]  # a plain attribute: neither saved nor moved with this module
+        self.register_buffer("draft_ids", torch.arange(vocab_size, device=device)[None], persistent=False)
+        self.register_buffer("count", torch.tensor([vocab_size], dtype=torch.int32, device=device), persistent=False)
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Nothing to forget."""
+
+    def observe(self, token_ids: Tensor) -> None:
+        """Nothing to learn."""
+
+    def select(self, width: int | None = None) -> DraftVocab:
+        """The vocabulary, always V wide; `width` is a bound for policies whose count varies."""
+        return DraftVocab(self.draft_ids, self.count, self.rows)

@@ -1,0 +1,58 @@
+"""The ids seen last in this sequence as draft vocabulary: prompt, drafted tokens, the target's own suggestions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanospec.locality_tracker import LocalityTracker, VocabChange
+from nanospec.records import DraftVocab
+
+
+class InContextVocab(nn.Module):
+    """The `capacity` (K) ids seen last by each of `batch_size` (B) sequences, over `head_weight` [V, D].
+
+    packed=True keeps their rows contiguous [B, K + 1, D] (the last row takes writes that change nothing) and copies
+    those that an observation replaced; packed=False leaves `rows` None, to be read from the head.
+
+    Raises ValueError unless 1 <= capacity <= V and batch_size >= 1.
+    """
+
+    name: str = "in-context"
+    observes: bool = True
+
+    def __init__(self, head_weight: Tensor, capacity: int = 3072, batch_size: int = 1, packed: bool = True) -> None:
+        super().__init__()
+        self.head_weight = head_weight.detach()  # a plain attribute: neither saved nor moved with this module
+        vocab_size, hidden_size = head_weight.shape
+        self.tracker = LocalityTracker(vocab_size, capacity, batch_size, device=head_weight.device)
+        self.rows: Tensor | None = None
+        if packed:
+            self.rows = self.head_weight.new_zeros(batch_size, capacity + 1, hidden_size)
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Forget all sequences, or those in `rows`: bool [B], or integer positions [m]."""
+        self.tracker.reset(rows)
+
+    def observe(self, token_ids: Tensor) -> None:
+        """See `token_ids` [B, n], oldest first; -1 means "none". Raises as `LocalityTracker.observe`."""
+        change = self.tracker.observe(token_ids)
+        if self.rows is not None:
+            self._copy_rows(self.rows, change)
+
+    def select(self, width: int | None = None) -> DraftVocab:
+        """The ids in use, cut to `width` columns: an upper bound of `count` that the caller knows; None: all K.
+
+        Everything returned is a view that the next `observe` changes. Raises ValueError for a width below 1.
+        """
+        width = self.tracker.capacity if width is None else min(width, self.tracker.capacity)
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        rows = None if self.rows is None else self.rows[:, :width]
+        return DraftVocab(self.tracker.draft_ids[:, :width], self.tracker.count, rows)
+
+    def _copy_rows(self, rows: Tensor, change: VocabChange) -> None:
+        num_sequences, num_slots, _ = rows.shape
+        first_slot = torch.arange(0, num_sequences * num_slots, num_slots, device=rows.device)[:, None]
+        new_rows = self.head_weight.index_select(0, change.ids.flatten())
+        rows.view(num_sequences * num_slots, -1).index_copy_(0, (change.slots + first_slot).flatten(), new_rows)

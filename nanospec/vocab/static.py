@@ -1,0 +1,43 @@
+"""A fixed list of ids as draft vocabulary, such as the most frequent ones of a corpus (FR-Spec)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanospec.records import DraftVocab
+from nanospec.vocab.static_list import check_token_ids
+
+
+class StaticVocab(nn.Module):
+    """`ids` [N] of `head_weight` [V, D], the same for every sequence; their rows are gathered once.
+
+    Raises ValueError for ids that are empty, not 1-D, repeated or outside the vocabulary, TypeError for no integers.
+    """
+
+    name: str
+    observes: bool = False
+    draft_ids: Tensor
+    count: Tensor
+
+    def __init__(self, head_weight: Tensor, ids: Tensor) -> None:
+        super().__init__()
+        if ids.dim() != 1 or ids.shape[0] == 0:
+            raise ValueError(f"ids must be 1-D and not empty, got shape {tuple(ids.shape)}")
+        check_token_ids(ids.tolist(), head_weight.shape[0], "ids")
+        device = head_weight.device
+        ids = ids.to(device, torch.int64)
+        self.name = f"static-{ids.shape[0]}"
+        self.rows = head_weight.detach().index_select(0, ids)[None]  # a plain attribute, like the head it comes from
+        self.register_buffer("draft_ids", ids[None], persistent=False)
+        self.register_buffer("count", torch.tensor([ids.shape[0]], dtype=torch.int32, device=device), persistent=False)
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Nothing to forget."""
+
+    def observe(self, token_ids: Tensor) -> None:
+        """Nothing to learn."""
+
+    def select(self, width: int | None = None) -> DraftVocab:
+        """The list, always N wide; `width` is a bound for policies whose count varies."""
+        return DraftVocab(self.draft_ids, self.count, self.rows)

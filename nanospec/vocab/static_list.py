@@ -1,0 +1,119 @@
+"""Files that hold a list of token ids, most frequent first; a bad list is refused with its first offender."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+TENSOR_NAME = "token_ids"
+
+
+def check_token_ids(ids: Sequence[object], vocab_size: int | None, source: str) -> None:
+    """Raise TypeError or ValueError naming `source` and the first id that is no integer, out of range or repeated."""
+    first_pos: dict[int, int] = {}
+    for pos, token_id in enumerate(ids):
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise TypeError(f"{source}: token ids must be integers, got {token_id!r} at index {pos}")
+        if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
+            bound = "at least 0" if vocab_size is None else f"between 0 and {vocab_size - 1}"
+            raise ValueError(f"{source}: token ids must be {bound}, got {token_id} at index {pos}")
+        if token_id in first_pos:
+            earlier = first_pos[token_id]
+            raise ValueError(
+                f"{source}: token ids must be distinct, got {token_id} at index {earlier} and again at {pos}"
+            )
+        first_pos[token_id] = pos
+
+
+def read_static_list(path: str | Path, vocab_size: int, keep_ids: Iterable[int] = ()) -> Tensor:
+    """int64 [N], most frequent first, from one of
+        .safetensors  tensor "token_ids"
+        .json         a list of integers
+        .txt          one id per line
+        .pt           a tensor or a list of integers, read with weights_only=True
+    Ids of `keep_ids` that the list lacks, such as the end-of-sequence id, are appended.
+
+    Raises FileNotFoundError for a missing file; ValueError for one that is no list in its format, is empty, repeats an
+    id or leaves the vocabulary of `vocab_size` ids; TypeError for ids that are no integers. Each names the path.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"static list not found: {path}")
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise ValueError(f"static list must end in {', '.join(_READERS)}, got {path}")
+    try:
+        ids = reader(path)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read as a {path.suffix} list of token ids: {error}") from error
+    if isinstance(ids, Tensor):
+        if ids.dim() != 1:
+            raise ValueError(f"{path}: token ids must be 1-D, got shape {tuple(ids.shape)}")
+        ids = ids.tolist()
+    if not isinstance(ids, list):
+        raise TypeError(f"{path}: must hold a list of token ids, got {type(ids).__name__}")
+    if not ids:
+        raise ValueError(f"{path}: must hold at least one token id, got none")
+    check_token_ids(ids, vocab_size, str(path))
+    kept = list(dict.fromkeys(keep_ids))
+    check_token_ids(kept, vocab_size, "keep_ids")
+    present = set(ids)
+    return torch.tensor(ids + [token_id for token_id in kept if token_id not in present])
+
+
+def write_static_list(path: str | Path, ids: Tensor) -> None:
+    """Write `ids` [N], most frequent first, as a .safetensors file that `read_static_list` reads.
+
+    Raises ValueError for another suffix or ids that are empty, not 1-D, negative or repeated, TypeError for ids that
+    are no integers; nothing is written then.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}")
+    if ids.dim() != 1 or ids.shape[0] == 0:
+        raise ValueError(f"ids must be 1-D and not empty, got shape {tuple(ids.shape)}")
+    check_token_ids(ids.tolist(), None, "ids")
+    save_file({TENSOR_NAME: ids.detach().to("cpu", torch.int64).contiguous()}, path)
+
+
+def _read_safetensors(path: Path) -> Tensor:
+    with safetensors.safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if TENSOR_NAME not in names:
+            raise ValueError(f"it must hold a tensor {TENSOR_NAME!r}, got {names}")
+        return file.get_tensor(TENSOR_NAME)
+
+
+def _read_text(path: Path) -> list[object]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_integer_or_text(line.strip()) for line in lines if line.strip()]
+
+
+def _integer_or_text(text: str) -> object:
+    """A line that is no integer stays text, so that the check names it together with its index."""
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def _read_json(path: Path) -> object:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_torch(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_READERS: dict[str, Callable[[Path], object]] = {
+    ".safetensors": _read_safetensors,
+    ".json": _read_json,
+    ".txt": _read_text,
+    ".pt": _read_torch,
+}
+# What the four readers raise for a file that is damaged or cannot be opened; JSON and UTF-8 errors are ValueErrors.
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError)

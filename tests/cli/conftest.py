@@ -1,0 +1,123 @@
+"""A decoder that answers from a script, in place of the real one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanospec.result import GenerationResult
+from nanospec.stats import GenerationStats
+from nanospec.tree_shape import TreeShape
+
+AUTOREGRESSIVE = "autoregressive"
+TOKENS = list(range(10, 19))
+MARGIN, TOP_LOGIT = 0.25, 16.0
+
+
+def seconds(draft: float, verify: float, vocabulary: float, other: float) -> dict[str, float]:
+    return {"prefill": 0.5, "draft": draft, "verify": verify, "vocabulary": vocabulary, "other": other}
+
+
+# Per generation: seconds, target passes after prefill, tokens that they yielded, rows that the drafter scored in all.
+FIGURES = {
+    AUTOREGRESSIVE: (seconds(0.0, 4.0, 0.0, 0.0), 8, 8, 0),
+    "full": (seconds(1.0, 0.5, 0.0, 0.5), 4, 8, 4000),
+    "static:4096": (seconds(0.5, 0.5, 0.0, 0.6), 4, 8, 400),
+    "in-context": (seconds(0.25, 0.5, 0.05, 0.2), 4, 10, 200),
+}
+HEADLESS_SECONDS = 0.2
+
+
+@dataclass
+class Script:
+    """What the fake decoder says, and what it was asked."""
+
+    dtype: torch.dtype = torch.float32
+    tokens: dict[str, list[int]] = field(default_factory=dict)  # by vocabulary, TOKENS where there is none
+    error: Exception | None = None
+    loaded: list[tuple[Any, ...]] = field(default_factory=list)
+    calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)  # vocabulary, prompt, settings
+
+
+class FakeDecoder:
+    script: Script
+    drafter = SimpleNamespace(name="eagle")
+    last_stats: GenerationStats | None = None
+
+    def __init__(self, vocab: str, tree: TreeShape | None) -> None:
+        self.vocab = SimpleNamespace(name=vocab)
+        self.tree = tree if isinstance(tree, TreeShape) else TreeShape(5, 8, 32)
+        self.target = SimpleNamespace(dtype=self.script.dtype, device=torch.device("cpu"))
+
+    @classmethod
+    def from_demo(cls, **options: Any) -> FakeDecoder:
+        return cls._load("demo", options)
+
+    @classmethod
+    def from_pretrained(cls, target: str, draft: str, **options: Any) -> FakeDecoder:
+        return cls._load((target, draft), options)
+
+    @classmethod
+    def _load(cls, pair: Any, options: dict[str, Any]) -> FakeDecoder:
+        cls.script.loaded.append((pair, options))
+        if cls.script.error is not None:
+            raise cls.script.error
+        return cls(options["vocab"], options["tree"])
+
+    def with_vocab(self, vocab: str) -> FakeDecoder:
+        return type(self)(vocab, self.tree)
+
+    def encode(self, text: str) -> Tensor:
+        return torch.tensor([[ord(character) for character in text]])
+
+    def generate(self, input_ids: Tensor, **settings: Any) -> GenerationResult:
+        return self._answer(self.vocab.name, input_ids, settings)
+
+    def generate_autoregressive(self, input_ids: Tensor, **settings: Any) -> GenerationResult:
+        return self._answer(AUTOREGRESSIVE, input_ids, settings)
+
+    def stream(self, input_ids: Tensor, **settings: Any) -> Iterator[SimpleNamespace]:
+        self.last_stats = self._answer(self.vocab.name, input_ids, settings).stats
+        yield SimpleNamespace(text="two ", token_ids=TOKENS[:4])
+        yield SimpleNamespace(text="words", token_ids=TOKENS[4:])
+
+    def _answer(self, vocab: str, input_ids: Tensor, settings: dict[str, Any]) -> GenerationResult:
+        self.script.calls.append((vocab, "".join(map(chr, input_ids[0].tolist())), settings))
+        spent, steps, step_tokens, active_rows = FIGURES[vocab]
+        tokens = self.script.tokens.get(vocab, TOKENS)
+        stats = GenerationStats(
+            vocab=vocab,
+            drafter=None if vocab == AUTOREGRESSIVE else "eagle",
+            device="cpu",
+            dtype="float32",
+            tree=None if vocab == AUTOREGRESSIVE else self.tree,
+            new_tokens=len(tokens),
+            target_passes=steps + 1,
+            steps=steps,
+            step_tokens=step_tokens,
+            active_rows=active_rows,
+            headless_draft_seconds=HEADLESS_SECONDS if settings.get("probe_headless") else 0.0,
+            seconds=dict(spent),
+        )
+        with_margins = bool(settings.get("return_margins"))
+        margins = [MARGIN] * len(tokens) if with_margins else None
+        return GenerationResult(
+            list(tokens), "two words", "length", stats, margins, [TOP_LOGIT] * len(tokens) if with_margins else None
+        )
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Installs the fake decoder; the test writes its answers and reads its calls here."""
+    module = ModuleType("nanospec.decode")
+    module.SpeculativeDecoder = type("Fake", (FakeDecoder,), {"script": Script()})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nanospec.decode", module)
+    monkeypatch.delenv("NANOSPEC_DEBUG", raising=False)
+    return module.SpeculativeDecoder.script

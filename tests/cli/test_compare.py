@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nanospec.cli.compare import name_rows
+from nanospec.cli.main import app
+
+ROW_KEYS = {
+    "vocab",
+    "tokens_per_second",
+    "speedup_vs_autoregressive",
+    "speedup_vs_full",
+    "mean_accept_length",
+    "accept_vs_full",
+    "mean_active_vocab",
+    "draft_ms_per_step",
+    "draft_vs_full",
+    "draft_vs_headless",
+    "vocabulary_share",
+    "identical",
+    "near_ties",
+    "new_tokens",
+    "target_passes",
+    "seconds",
+}
+OTHER_TOKENS = [10, 11, 12, 99, 14, 15, 16, 17, 18]
+
+
+@pytest.fixture
+def compare(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"prompt": "one"}\n\n{"turns": ["two", "three"], "category": "chat"}\n', encoding="utf-8")
+
+    def run(*arguments: str):
+        vocabs = ["--vocab", "full", "--vocab", "static:4096", "--vocab", "in-context"]
+        return CliRunner().invoke(app, ["compare", "--prompts", str(path), *vocabs, *arguments])
+
+    return run
+
+
+def test_json_is_one_complete_object_and_nothing_else(script, compare):
+    result = compare("--json")
+    assert result.exit_code == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert set(printed) == {"rows", "differences", "tree", "prompts", "machine"}
+    assert [row["vocab"] for row in printed["rows"]] == ["autoregressive", "full", "static-4096", "in-context"]
+    assert all(set(row) == ROW_KEYS for row in printed["rows"])
+    assert printed["differences"] == []
+    assert printed["tree"] == {"depth": 5, "branching": 8, "num_nodes": 32}
+    assert printed["prompts"] == {"count": 2, "max_new_tokens": 64, "source": "questions.jsonl"}
+    assert {"cpu", "cores", "torch", "transformers", "nanospec", "device", "dtype"} <= set(printed["machine"])
+    assert printed["machine"]["dtype"] == "float32"
+
+
+def test_the_table_and_its_meaning_are_printed(script, compare):
+    result = compare()
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    [row] = [line.split() for line in lines if line.startswith("in-context ") and "drafts" not in line]
+    assert row == "in-context 8.0 4.00x 2.00x 2.50 125% 50 62.50 25% 1.25x 5.0% yes 0".split()
+    assert "in-context drafts from 50 rows instead of 1,000: draft time is 25% of full's" in result.stdout
+    assert "all tokens are exactly autoregressive decoding's" in lines[-1]
+    assert result.stderr == ""
+
+
+def test_a_different_row_is_shown_and_exits_1(script, compare):
+    script.tokens["full"] = OTHER_TOKENS
+    result = compare("--json")
+    assert result.exit_code == 1
+    printed = json.loads(result.stdout)
+    assert [row["identical"] for row in printed["rows"]] == [True, False, True, True]
+    assert [row["near_ties"] for row in printed["rows"]] == [0, 0, 0, 0]
+    places = [(d["vocab"], d["prompt"], d["position"]) for d in printed["differences"]]
+    assert places == [("full", 0, 3), ("full", 1, 3)]
+    assert "NOT IDENTICAL to autoregressive decoding: full." in compare().stdout
+
+
+def test_near_ties_of_half_precision_are_counted_and_shown(script, compare):
+    script.dtype = torch.bfloat16  # a margin of 0.25 under a top logit of 16 is below the bound of 0.5
+    script.tokens["in-context"] = OTHER_TOKENS
+    result = compare("--json")
+    assert result.exit_code == 0
+    printed = json.loads(result.stdout)
+    assert [row["identical"] for row in printed["rows"]] == [True] * 4
+    assert [row["near_ties"] for row in printed["rows"]] == [0, 0, 0, 2]
+    shown = compare().stdout
+    assert "in-context, prompt 1, token 4: margin 0.25, near-tie below 0.5" in shown
+    assert "up to 2 near-ties" in shown
+
+
+def test_the_default_vocabularies_are_full_two_static_lists_and_in_context():
+    from nanospec.cli.compare import VOCABS
+
+    assert list(name_rows(VOCABS)) == ["full", "static-4096", "static-32768", "in-context"]
+
+
+def test_a_list_in_a_file_is_named_after_the_file():
+    assert name_rows(["static:lists/code.txt"]) == {"static-code.txt": "static:lists/code.txt"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vocab", "full"], "vocab must be given once per name, got 'full'"),
+        (["--limit", "0"], "limit must be at least 1, got 0"),
+        (["--max-new-tokens", "0"], "max-new-tokens must be at least 1, got 0"),
+        (["--target", "big"], "must be given together"),
+    ],
+)
+def test_bad_arguments_give_one_error_line_and_exit_2(script, compare, arguments, message):
+    result = compare(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert script.loaded == []
+
+
+def test_a_broken_prompts_line_is_named(script, tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"prompt": "one"}\n{"prompt": \n', encoding="utf-8")
+    result = CliRunner().invoke(app, ["compare", "--prompts", str(path)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: broken.jsonl, line 2: must be a JSON object")

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from nanospec.cli.main import app
+from nanospec.tree_shape import TreeShape
+
+RESULT_KEYS = {
+    "text",
+    "token_ids",
+    "finish_reason",
+    "new_tokens",
+    "target_passes",
+    "mean_accept_length",
+    "mean_active_vocab",
+    "tokens_per_second",
+    "seconds",
+    "vocab",
+    "drafter",
+    "tree",
+    "device",
+    "dtype",
+}
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, ["generate", *arguments])
+
+
+def test_text_goes_to_stdout_and_one_line_of_figures_to_stderr(script):
+    result = run("Hello")
+    assert result.exit_code == 0
+    assert result.stdout == "two words\n"
+    # 0.5 + 0.25 + 0.5 + 0.05 + 0.2 seconds; 8 tokens after the first in 1.0 of them; 10 tokens and 200 rows in 4 passes
+    assert result.stderr == (
+        "9 tokens in 1.50 s: 8.0 tokens/s, 2.50 tokens per target pass, drafted from 50 rows "
+        "(in-context, tree 5,8,32, cpu, float32)\n"
+    )
+
+
+def test_json_is_one_complete_object_and_nothing_else(script):
+    result = run("Hello", "--json")
+    printed = json.loads(result.stdout)
+    assert set(printed) == RESULT_KEYS
+    assert set(printed["seconds"]) == {"prefill", "draft", "verify", "vocabulary", "other"}
+    assert printed["tree"] == {"depth": 5, "branching": 8, "num_nodes": 32}
+    assert printed["tokens_per_second"] == 8.0
+    assert result.stderr == ""
+
+
+def test_options_reach_the_decoder(script):
+    options = "--vocab full --temperature 0.8 --top-k 7 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 3"
+    result = run("Hi", *options.split(), "--max-new-tokens", "5", "--stop", "a", "--stop", "b c", "--tree", "3,4,9")
+    assert result.exit_code == 0, result.stderr
+    assert script.loaded == [("demo", {"vocab": "full", "tree": TreeShape(3, 4, 9), "dtype": None, "device": None})]
+    [(_, prompt, settings)] = script.calls
+    assert prompt == "Hi"
+    assert settings == {
+        "max_new_tokens": 5,
+        "temperature": 0.8,
+        "top_k": 7,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "seed": 3,
+        "stop_strings": ("a", "b c"),
+    }
+
+
+def test_target_and_draft_are_loaded_together(script):
+    result = run("Hi", "--target", "big", "--draft", "small", "--tree", "auto", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.stderr
+    [(pair, options)] = script.loaded
+    assert pair == ("big", "small")
+    assert (options["tree"], options["dtype"]) == ("auto", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Hi", "--target", "big"], "must be given together, got --target without --draft"),
+        (["Hi", "--draft", "small"], "must be given together, got --draft without --target"),
+        ([], "either PROMPT or --prompt-file, got neither"),
+        (["  "], "PROMPT must hold text"),
+        (["Hi", "--prompt-file", "x.txt"], "either PROMPT or --prompt-file, got both"),
+        (["--prompt-file", "no_such_file.txt"], "no_such_file.txt"),
+        (["Hi", "--tree", "wide"], "tree must be 'auto' or 'DEPTH,BRANCHING,NODES', got 'wide'"),
+    ],
+)
+def test_bad_arguments_give_one_error_line_and_exit_2(script, arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert script.loaded == []
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, NotImplementedError, OSError])
+def test_an_error_of_the_library_is_one_line_without_a_traceback(script, error):
+    script.error = error("vocab must be full,\n  got 'none'")
+    result = run("Hi")
+    assert result.exit_code == 2
+    assert result.stderr == "error: vocab must be full, got 'none'\n"
+
+
+@pytest.mark.parametrize("switch", ["--debug", "NANOSPEC_DEBUG"])
+def test_debug_lets_the_error_through(script, monkeypatch, switch):
+    script.error = ValueError("vocab must be full")
+    if switch == "NANOSPEC_DEBUG":
+        monkeypatch.setenv(switch, "1")
+    result = run("Hi", *(["--debug"] if switch == "--debug" else []))
+    assert result.exception is script.error
+
+
+def test_the_prompt_can_come_from_a_file(script, tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("From a file", encoding="utf-8")
+    assert run("--prompt-file", str(path)).exit_code == 0
+    assert script.calls[0][1] == "From a file"
+
+
+def test_version_is_printed():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("nanospec ")

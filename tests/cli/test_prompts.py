@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from nanospec.cli.prompts import read_prompts
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_lines(*lines: str):
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
+
+    return write_lines
+
+
+def test_prompt_or_first_turn_is_read_and_blank_lines_are_skipped(write):
+    path = write('{"prompt": "a"}', "", '{"turns": ["b", "c"]}', "  ")
+    assert read_prompts(path) == ["a", "b"]
+
+
+def test_limit_keeps_the_first_prompts(write):
+    assert read_prompts(write('{"prompt": "a"}', '{"prompt": "b"}', '{"prompt": "c"}'), limit=2) == ["a", "b"]
+
+
+def test_a_line_separator_inside_a_string_does_not_end_the_line(write):
+    assert read_prompts(write('{"prompt": "a\u2028b"}')) == ["a\u2028b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 3: must be a JSON object"),
+        ("[1]", "line 3: must be a JSON object, got list"),
+        ('{"question": "a"}', r"line 3: must have `prompt` or `turns`, got the keys \['question'\]"),
+        ('{"prompt": ""}', "line 3: prompt must be a non-empty string, got ''"),
+        ('{"prompt": 7}', "line 3: prompt must be a non-empty string, got 7"),
+        ('{"turns": []}', r"line 3: the first of turns must be a non-empty string, got \[\]"),
+        ('{"turns": [null]}', "line 3: the first of turns must be a non-empty string, got None"),
+    ],
+)
+def test_a_broken_line_is_named_by_file_and_number(write, line, message):
+    with pytest.raises(ValueError, match="prompts.jsonl, " + message):
+        read_prompts(write('{"prompt": "a"}', "", line))
+
+
+def test_a_file_without_prompts_is_refused(write):
+    with pytest.raises(ValueError, match="prompts.jsonl must hold at least one prompt, got none"):
+        read_prompts(write("", ""))
+
+
+def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"prompt": "café"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.jsonl must be UTF-8 text"):
+        read_prompts(path)
+
+
+def test_a_missing_file_is_file_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="prompts must be a file of JSON lines, but .*missing.jsonl does not"):
+        read_prompts(tmp_path / "missing.jsonl")

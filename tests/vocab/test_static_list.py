@@ -1,0 +1,135 @@
+"""Lists of token ids on disk: every format, every way to be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nanospec.vocab.static_list import read_static_list, write_static_list
+
+IDS = [5, 0, 9]
+VOCAB_SIZE = 10
+SUFFIXES = (".safetensors", ".json", ".txt", ".pt")
+
+
+def write_list(path: Path, ids: list) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({"token_ids": torch.tensor(ids)}, path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(ids))
+    elif path.suffix == ".txt":
+        path.write_text("".join(f"{token_id}\n" for token_id in ids))
+    else:
+        torch.save(ids, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_keeps_the_order(tmp_path: Path, suffix: str) -> None:
+    ids = read_static_list(write_list(tmp_path / f"list{suffix}", IDS), VOCAB_SIZE)
+    assert ids.dtype == torch.int64
+    assert ids.tolist() == IDS
+
+
+def test_a_saved_tensor_is_a_list(tmp_path: Path) -> None:
+    torch.save(torch.tensor(IDS, dtype=torch.int32), tmp_path / "list.pt")
+    assert read_static_list(str(tmp_path / "list.pt"), VOCAB_SIZE).tolist() == IDS
+
+
+def test_ids_to_keep_are_appended_when_missing(tmp_path: Path) -> None:
+    path = write_list(tmp_path / "list.json", IDS)
+    assert read_static_list(path, VOCAB_SIZE, keep_ids=[0, 2, 2]).tolist() == [*IDS, 2]
+    with pytest.raises(ValueError, match="keep_ids: .* got 10 at index 0"):
+        read_static_list(path, VOCAB_SIZE, keep_ids=[10])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([1, 4, 1], ValueError, "distinct, got 1 at index 0 and again at 2"),
+        ([1, 10], ValueError, "between 0 and 9, got 10 at index 1"),
+        ([1, 2, -1], ValueError, "between 0 and 9, got -1 at index 2"),
+        ([1.5, 2.0], TypeError, "must be integers, got '?1.5'? at index 0"),
+        ([True, False], TypeError, "must be integers, got '?True'? at index 0"),
+        ([], ValueError, "at least one token id"),
+    ],
+)
+def test_a_bad_list_is_refused_with_path_and_first_offender(
+    tmp_path: Path, suffix: str, ids: list, error: type[Exception], message: str
+) -> None:
+    path = write_list(tmp_path / f"list{suffix}", ids)
+    with pytest.raises(error, match=message) as raised:
+        read_static_list(path, VOCAB_SIZE)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00 no list", None], ids=["empty", "damaged", "directory"])
+def test_an_unreadable_file_is_refused_by_name(tmp_path: Path, suffix: str, content: bytes | None) -> None:
+    path = tmp_path / f"list{suffix}"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="list") as raised:
+        read_static_list(path, VOCAB_SIZE)
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_file_and_an_unknown_format_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="static list not found: .*none.json"):
+        read_static_list(tmp_path / "none.json", VOCAB_SIZE)
+    (tmp_path / "list.csv").write_text("1")
+    with pytest.raises(ValueError, match=r"must end in .safetensors, .json, .txt, .pt, got .*list.csv"):
+        read_static_list(tmp_path / "list.csv", VOCAB_SIZE)
+
+
+def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('{"token_ids": [1]}')
+    with pytest.raises(TypeError, match=r"list.json: must hold a list of token ids, got dict"):
+        read_static_list(tmp_path / "list.json", VOCAB_SIZE)
+    save_file({"ids": torch.tensor(IDS)}, tmp_path / "list.safetensors")
+    with pytest.raises(ValueError, match=r"must hold a tensor 'token_ids', got \['ids'\]"):
+        read_static_list(tmp_path / "list.safetensors", VOCAB_SIZE)
+    torch.save(torch.tensor([IDS]), tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list.pt: token ids must be 1-D, got shape \(1, 3\)"):
+        read_static_list(tmp_path / "list.pt", VOCAB_SIZE)
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
+    torch.save(Path("x"), tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="list.pt: cannot be read"):
+        read_static_list(tmp_path / "list.pt", VOCAB_SIZE)
+
+
+def test_an_integer_beyond_64_bits_is_out_of_range(tmp_path: Path) -> None:
+    path = write_list(tmp_path / "list.json", [1, 2**70])
+    with pytest.raises(ValueError, match=f"got {2**70} at index 1"):
+        read_static_list(path, VOCAB_SIZE)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "list.safetensors"
+    write_static_list(path, torch.tensor(IDS, dtype=torch.int32))
+    assert read_static_list(path, VOCAB_SIZE).tolist() == IDS
+
+
+@pytest.mark.parametrize(
+    ("name", "ids", "error"),
+    [
+        ("list.json", torch.tensor(IDS), ValueError),
+        ("list.safetensors", torch.tensor([1, 1]), ValueError),
+        ("list.safetensors", torch.tensor([-1]), ValueError),
+        ("list.safetensors", torch.tensor([[1]]), ValueError),
+        ("list.safetensors", torch.tensor([1.0]), TypeError),
+    ],
+)
+def test_a_bad_list_is_not_written(tmp_path: Path, name: str, ids: torch.Tensor, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        write_static_list(tmp_path / name, ids)
+    assert not list(tmp_path.iterdir())
