@@ -214,9 +214,7 @@ class SpeculativeDecoder:
     def _check_width(self) -> None:
         width = self.vocab.select(None).draft_ids.shape[-1]
         if self.tree.branching > width:
-            raise ValueError(
-                f"tree branching must be at most the {width} rows of the draft vocabulary, got {self.tree}"
-            )
+            raise ValueError(f"tree branching must be at most {width}, the rows of the vocabulary, got {self.tree}")
 
 
 def _as_tree_shape(tree: TreeShape | tuple[int, int, int] | str) -> TreeShape:

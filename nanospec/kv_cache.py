@@ -1,4 +1,4 @@
-"""Keys and values of every layer in one preallocated buffer: tree nodes are written behind the context, then compacted."""
+"""Keys and values of all layers in one preallocated buffer: a tree is written behind the context, then compacted."""
 
 from __future__ import annotations
 

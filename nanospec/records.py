@@ -12,13 +12,13 @@ class DraftVocab(NamedTuple):
 
     draft_ids int64 [B, K]    ids of the full vocabulary; columns from `count` on repeat a valid id and are masked
     count     int32 [B]       number of active columns, at most K
-    rows      [B, K, D]|None  head rows of `draft_ids`, contiguous (packed mode); None: read from the head (indexed mode)
+    rows      [B, K, D]|None  head rows of `draft_ids`, contiguous (packed mode); None: read from the head (indexed)
 
     A leading dimension of 1 in `draft_ids` and `rows` means the same ids for every sequence.
     """
 
     draft_ids: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which no record needs
     rows: Tensor | None
 
 

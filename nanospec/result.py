@@ -72,6 +72,7 @@ class OutputCutter:
             return ""
         text = self.text_stream.push(kept)
         if self.text_stream.stopped:
+            assert self.text_stream.stop_index is not None, "a stopped stream knows where"
             surplus = len(self.token_ids) - self.text_stream.stop_index
             if surplus:
                 del self.token_ids[-surplus:], kept[-surplus:]

@@ -16,10 +16,11 @@ STAGES = ("prefill", "draft", "verify", "vocabulary", "other")
 
 @dataclass
 class GenerationStats:
-    """Figures of one generation; seconds are wall time of the host, of the device too where it was synchronised.
+    """Figures of one generation; seconds are wall time, the device synchronised at the end of every stage.
 
-    seconds: prefill (prompt pass, its target top-k and the drafter's pass over the prompt), draft (drafter passes, head, tree), verify (target
-    pass over the tree with its top-k and the acceptance), vocabulary (tracker update, row copies), other (the rest).
+    seconds: prefill (prompt pass, its target top-k, the drafter's pass over the prompt), draft (drafter passes, head,
+    tree), verify (target pass over the tree, its top-k, the acceptance), vocabulary (tracker update, row copies),
+    other (readback, cache compaction, book-keeping).
     """
 
     vocab: str

@@ -163,8 +163,8 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     attention = config._attn_implementation
     if attention not in TREE_ATTENTION:
         raise NotImplementedError(
-            f"target attn_implementation must be one of {', '.join(TREE_ATTENTION)} (others ignore or break tree masks), "
-            f"got {attention!r}"
+            f"target attn_implementation must be one of {', '.join(TREE_ATTENTION)}, got {attention!r}: "
+            "other kernels ignore or break tree masks"
         )
     layer_types = getattr(config, "layer_types", None) or ["full_attention"]
     window = getattr(config, "sliding_window", None)

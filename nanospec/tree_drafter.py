@@ -64,7 +64,7 @@ class TreeDrafter:
         return self._keep_best(root_id, levels)
 
     def _children(self, states: Tensor, vocab: DraftVocab) -> tuple[Tensor, Tensor]:
-        """Best tokens after each state and their log-probabilities, [B, n, branching] each; -inf where there is none."""
+        """Best tokens after each state and their log-probabilities, [B, n, branching] each; -inf where none is left."""
         log_prob = self.drafter.logits(states, vocab).log_softmax(-1, dtype=torch.float32)
         score, draft_pos = log_prob.topk(self.shape.branching, -1)
         ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)

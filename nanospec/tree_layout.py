@@ -26,5 +26,5 @@ def node_depth(ancestors: Tensor) -> Tensor:
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `visible` (bool), the most negative finite number of `dtype` elsewhere: the form every backend accepts."""
+    """0 where `visible` (bool), the most negative finite number of `dtype` elsewhere: the form all backends accept."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

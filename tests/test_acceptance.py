@@ -234,6 +234,15 @@ def test_a_sampled_step_says_what_autoregressive_sampling_says(params, rows, see
         assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, verdict, strict=True))
 
 
+def test_the_penalty_sees_the_path_and_leaves_the_callers_mask_alone():
+    tree = as_draft_tree([([0, 1, 1], [0, 0, 1])], 3)
+    logits = torch.tensor([[[0.0, 2.0, 1.5, 0.0, 0.0]] * 3])  # id 1 until it has been said, then id 2
+    seen = torch.tensor([[True, False, False, False, False]])
+    verdict = accept_sampled(tree, logits, SamplingParams(repetition_penalty=2.0), None, seen, 2)
+    assert said(tree, verdict, 0) == [1, 2]
+    assert seen.tolist() == [[True, False, False, False, False]]
+
+
 def test_walks_through_a_tree_are_distributed_like_the_target():
     num_draws = 20_000
     token_ids, parent_pos = [0, 1, 3, 2], [0, 0, 0, 1]
@@ -242,7 +251,7 @@ def test_walks_through_a_tree_are_distributed_like_the_target():
     tree = as_draft_tree([(token_ids, parent_pos)], 4)
     tree = DraftTree(*(field.expand(num_draws, *field.shape[1:]) for field in tree))
     logits = p.log().expand(num_draws, -1, -1)
-    verdict = accept_sampled(tree, logits, SamplingParams(temperature=1.0), u, None, 2 - 1)
+    verdict = accept_sampled(tree, logits, SamplingParams(temperature=1.0), u, None, 1)
     first_node = verdict.accepted_pos[:, 1]
     chi_square = 0.0
     for node, token in [(1, 1), (2, 3)]:

@@ -96,11 +96,12 @@ def main() -> None:
     parser.add_argument("--num-documents", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    tokenizer = read_tokenizer(args.target / "tokenizer.json.xz")
     decoder = SpeculativeDecoder.from_pretrained(
         args.target, args.draft, vocab="full", tree=TREE, dtype="bfloat16",
-        frequent_ids=read_static_list(args.frequent, read_tokenizer(args.target / "tokenizer.json.xz").get_vocab_size()),
+        frequent_ids=read_static_list(args.frequent, tokenizer.get_vocab_size()),
     )  # fmt: skip
-    corpus = tokenize_corpus(args.corpus, read_tokenizer(args.target / "tokenizer.json.xz"), args.cache)
+    corpus = tokenize_corpus(args.corpus, tokenizer, args.cache)
     rows = np.random.default_rng(args.seed).permutation(len(corpus.categories))[: args.num_documents]
     contexts = cut_contexts(corpus, rows, decoder.target.context_window, args.seed)
     figures: dict = {"documents": len(rows), "contexts": len(contexts), "tree": TREE._asdict(), "accept_length": {}}

@@ -1,6 +1,7 @@
 """Writes a trained target as a Hugging Face directory: embeddings in float8, the body in bf16, tokenizer beside it.
 
-    python -m nanospec.training.export_target --run runs/target --tokenizer tokenizer.json.xz --corpus train.jsonl.xz --out DIR
+    python -m nanospec.training.export_target --run runs/target --tokenizer tokenizer.json.xz \\
+        --corpus train.jsonl.xz --out DIR
 
 A float8 (e4m3) number is also a bf16 and a float32 number: whoever loads the file gets the stored values exactly.
 """
@@ -24,8 +25,8 @@ from nanospec.vocab.static_list import write_static_list
 
 NUM_FREQUENT = 32768
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST]{{ message['content'] }}[/INST]"
-    "{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "[INST]{{ message['content'] }}[/INST]{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 
 

@@ -1,4 +1,4 @@
-"""Softmax over 131k classes at the cost of a few thousand: exact classes of the batch plus a weighted, corrected draw."""
+"""Softmax over 131k classes at the cost of a few thousand: the classes of the batch plus a weighted, corrected draw."""
 
 from __future__ import annotations
 

@@ -151,9 +151,9 @@ def new_drafter(target: Target) -> EagleDrafter:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         drafter.fc.weight[:, config.hidden_size :] = torch.eye(config.hidden_size)
-        for layer in drafter.layers:
-            nn.init.zeros_(layer.o_proj.weight)
-            nn.init.zeros_(layer.down_proj.weight)
+        for name, parameter in drafter.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(parameter)
     return drafter
 
 

@@ -1,6 +1,7 @@
 """Trains the demonstration target, a Llama-architecture model over the Tekken vocabulary, on a CPU or a GPU.
 
-    python -m nanospec.training.train_target --corpus train.jsonl.xz --tokenizer tokenizer.json.xz --out runs/target --minutes 75
+    python -m nanospec.training.train_target --corpus train.jsonl.xz --tokenizer tokenizer.json.xz \\
+        --out runs/target --minutes 75
 
 The vocabulary projection is trained with a sampled softmax, the matrices of the body with Muon, everything else with
 Adam. The run stops after `--minutes` of training time, counted over restarts: it resumes from `--out/checkpoint.pt`.
