@@ -1,0 +1,31 @@
+"""nanospec: lossless speculative decoding that drafts from the few token ids that the context makes likely."""
+
+from nanospec.decode import SpeculativeDecoder
+from nanospec.gathered_head import GatheredHead
+from nanospec.locality_tracker import LocalityTracker
+from nanospec.records import DraftTree, DraftVocab, Verdict
+from nanospec.result import GenerationResult, StreamPiece
+from nanospec.sampling import SamplingParams
+from nanospec.target import Target
+from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_shape import TreeShape
+from nanospec.verifier import verify
+from nanospec.vocab_selector import VocabSelector, build_vocab_selector
+
+__all__ = [
+    "DraftTree",
+    "DraftVocab",
+    "GatheredHead",
+    "GenerationResult",
+    "LocalityTracker",
+    "SamplingParams",
+    "SpeculativeDecoder",
+    "StreamPiece",
+    "Target",
+    "TreeDrafter",
+    "TreeShape",
+    "Verdict",
+    "VocabSelector",
+    "build_vocab_selector",
+    "verify",
+]

@@ -108,7 +108,7 @@ class SpeculativeLoop:
         return root_id, state
 
     def _accept(self, tree: DraftTree, output: Verification) -> Verdict:
-        sampling, depth = self.request.sampling, self.path_length - 1
+        sampling = self.request.sampling
         u = self.uniforms[None, self.num_generated : self.num_generated + self.path_length]
         return verify(
             tree, output.top_ids[..., 0], output.logits, sampling, u, self.seen, max_depth=self.path_length - 1

@@ -97,6 +97,12 @@ def test_a_character_after_many_invalid_bytes_comes_out_whole(num_broken):
     assert "".join(pieces) == "\ufffd" * num_broken + "\U0001f600!"
 
 
+def test_text_between_invalid_bytes_is_given_out_once():
+    space_and_open_byte = ids_of(" \U0001f600")[:1]
+    token_ids = ids_of("\u4f60")[:1] * (MAX_PENDING_TOKENS - 2) + space_and_open_byte * 8 + ids_of("!")
+    assert "".join(run(TextStream(BYTE_LEVEL), [[token] for token in token_ids])) == BYTE_LEVEL.decode(token_ids)
+
+
 def test_a_character_appears_with_its_last_byte():
     stream = TextStream(BYTE_LEVEL)
     assert [stream.push([token]) for token in ids_of("\u4f60!")] == ["", "", "\u4f60", "!"]

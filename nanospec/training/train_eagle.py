@@ -26,6 +26,7 @@ from nanospec.training.master_weights import MasterWeights
 from nanospec.training.run_log import TimedRun, learning_rate_factor
 from nanospec.training.sampled_softmax import ClassSampler
 
+EMBEDDING_GAIN = 0.1  # an exported table has entries of size 1, the features are several times smaller
 FEATURE_LOSS_WEIGHT = 0.1
 UNROLL_WEIGHTS = (1.0, 0.8, 0.64)
 
@@ -150,6 +151,7 @@ def new_drafter(target: Target) -> EagleDrafter:
         for module in drafter.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        drafter.fc.weight[:, : config.hidden_size] *= EMBEDDING_GAIN
         drafter.fc.weight[:, config.hidden_size :] = torch.eye(config.hidden_size)
         for name, parameter in drafter.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):

@@ -35,7 +35,7 @@ def target_config(vocab_size: int, hidden_size: int, num_layers: int, intermedia
         num_hidden_layers=num_layers,
         num_attention_heads=hidden_size // 64,
         num_key_value_heads=hidden_size // 128,
-        max_position_embeddings=4096,
+        max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         bos_token_id=BOS_ID,

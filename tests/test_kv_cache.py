@@ -1,0 +1,74 @@
+"""The preallocated cache: appends are views, compaction keeps the accepted rows, transformers can use it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanospec.kv_cache import KVCache
+
+
+def make_cache(capacity: int = 16) -> KVCache:
+    cache = KVCache(num_layers=2, num_heads=2, head_dim=3, dtype=torch.float64, device=torch.device("cpu"))
+    cache.reset(capacity)
+    return cache
+
+
+def rows(values: list[int]) -> torch.Tensor:
+    """[1, 2, n, 3] whose row i is full of values[i]."""
+    return torch.tensor(values, dtype=torch.float64)[None, None, :, None].expand(1, 2, -1, 3)
+
+
+def append(cache: KVCache, values: list[int]) -> list[int]:
+    for layer in range(2):
+        keys, negated = cache.append(layer, rows(values), -rows(values))
+    assert torch.equal(keys, -negated)
+    return keys[0, 0, :, 0].int().tolist()
+
+
+def test_appended_rows_follow_the_certain_ones_and_rewind_drops_them():
+    cache = make_cache()
+    assert append(cache, [1, 2, 3]) == [1, 2, 3]
+    cache.commit(3)
+    assert append(cache, [4, 5]) == [1, 2, 3, 4, 5]
+    assert append(cache, [6]) == [1, 2, 3, 4, 5, 6]
+    cache.rewind()
+    assert append(cache, [7]) == [1, 2, 3, 7]
+
+
+def test_compact_keeps_the_worked_example():
+    cache = make_cache()
+    append(cache, [1, 2, 3, 4, 5])
+    cache.commit(5)
+    append(cache, [10, 11, 12, 13])
+    cache.compact(torch.tensor([0, 2, 3, 0]), num_accepted=3)
+    assert cache.length == 8
+    assert append(cache, [99]) == [1, 2, 3, 4, 5, 10, 12, 13, 99]
+
+
+@given(st.integers(0, 5), st.integers(1, 8), st.data())
+def test_compaction_equals_picking_rows(num_certain, num_nodes, data):
+    accepted = [0, *sorted(data.draw(st.sets(st.integers(1, num_nodes - 1)) if num_nodes > 1 else st.just(set())))]
+    padded = accepted + [0] * data.draw(st.integers(0, num_nodes - len(accepted)))
+    cache = make_cache()
+    append(cache, list(range(num_certain)))
+    cache.commit(num_certain)
+    append(cache, [100 + node for node in range(num_nodes)])
+    cache.compact(torch.tensor(padded), len(accepted))
+    assert append(cache, [7]) == [*range(num_certain), *(100 + node for node in accepted), 7]
+
+
+def test_reset_keeps_the_buffer_unless_it_is_too_small():
+    cache = make_cache(8)
+    before = cache.buffer.data_ptr()
+    cache.reset(8)
+    assert cache.buffer.data_ptr() == before
+    cache.reset(9)
+    assert cache.capacity == 9
+
+
+def test_overflow_is_our_own_mistake_and_says_so():
+    with pytest.raises(AssertionError, match="holds 2 tokens, asked for 3"):
+        append(make_cache(2), [1, 2, 3])
