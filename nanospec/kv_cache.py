@@ -39,7 +39,8 @@ class KVCache:
     def reset(self, capacity: int) -> None:
         """Forget everything and make room for `capacity` tokens (certain ones and one tree)."""
         if capacity > self.capacity:
-            self.buffer = self.buffer.new_zeros(*self.shape[:4], capacity, self.shape[5])
+            with torch.inference_mode(False):  # an ordinary tensor, writable in and outside inference mode
+                self.buffer = self.buffer.new_zeros(*self.shape[:4], capacity, self.shape[5])
         self.length = 0
         self.rewind()
 

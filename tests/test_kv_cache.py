@@ -72,3 +72,9 @@ def test_reset_keeps_the_buffer_unless_it_is_too_small():
 def test_overflow_is_our_own_mistake_and_says_so():
     with pytest.raises(AssertionError, match="holds 2 tokens, asked for 3"):
         append(make_cache(2), [1, 2, 3])
+
+
+def test_a_buffer_made_in_inference_mode_can_be_written_outside():
+    with torch.inference_mode():
+        cache = make_cache()
+    assert append(cache, [1, 2]) == [1, 2]
