@@ -36,6 +36,10 @@ class KVCache:
     def num_layers(self) -> int:
         return self.shape[0]
 
+    def fits(self, weight: Tensor) -> bool:
+        """Whether a model with such weights can write here: same dtype, same device."""
+        return (self.buffer.dtype, self.buffer.device) == (weight.dtype, weight.device)
+
     def reset(self, capacity: int) -> None:
         """Forget everything and make room for `capacity` tokens (certain ones and one tree)."""
         if capacity > self.capacity:

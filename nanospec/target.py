@@ -86,7 +86,7 @@ class Target(nn.Module):
 
     @property
     def cache(self) -> KVCache:
-        if self._cache is None or self._cache.buffer.dtype != self.dtype:
+        if self._cache is None or not self._cache.fits(self.head_weight):
             config = self.config
             head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             self._cache = KVCache(

@@ -25,7 +25,7 @@ def resolve_checkpoint(path: str | Path, argument: str) -> Path:
     if directory.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         raise FileNotFoundError(f"{argument} must be a checkpoint directory or a hub id, got {str(path)!r}")
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model"]))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"{argument} must be a checkpoint directory or a reachable hub id, got {str(path)!r}: {error}"
@@ -70,5 +70,6 @@ def _read_weight_file(path: Path) -> dict[str, Tensor]:
 def check_finite(tensors: dict[str, Tensor], source: Path | str) -> None:
     """ValueError naming the first tensor with a NaN or an infinity."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 has no isfinite
+        if tensor.is_floating_point() and not bool(values.isfinite().all()):
             raise ValueError(f"weights must be finite, got NaN or infinity in {name!r} of {source}")

@@ -38,10 +38,10 @@ def load_target(
     torch_dtype = parse_dtype(dtype)
     directory = resolve_checkpoint(source, "target")
     read_config(directory)
-    model = _load_model(directory, torch_dtype)
-    check_finite(dict(model.state_dict()), directory)
     place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Target(model.to(place)), _load_tokenizer(directory)
+    model = _load_model(directory, torch_dtype).to(place)
+    check_finite(dict(model.state_dict()), directory)
+    return Target(model), _load_tokenizer(directory)
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

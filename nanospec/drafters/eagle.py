@@ -20,6 +20,8 @@ from nanospec.kv_cache import KVCache
 from nanospec.records import DraftVocab
 from nanospec.tree_layout import additive_mask
 
+EXTEND_CHUNK = 512  # verified positions per pass: bounds the mask at [512, P]
+
 
 @dataclass(frozen=True)
 class EagleShape:
@@ -103,8 +105,8 @@ class EagleDrafter(nn.Module):
 
     @property
     def cache(self) -> KVCache:
-        if self._cache is None or self._cache.buffer.dtype != self.dtype:
-            shape, weight = self.shape, self.fc.weight
+        shape, weight = self.shape, self.fc.weight
+        if self._cache is None or not self._cache.fits(weight):
             self._cache = KVCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, weight.dtype, weight.device)
         return self._cache
 
@@ -119,16 +121,20 @@ class EagleDrafter(nn.Module):
         self.cache.rewind()
 
     def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
-        cache = self.cache
-        cache.rewind()
-        start, length = cache.length, token_ids.shape[1]
-        positions = torch.arange(start, start + length, device=token_ids.device)
+        self.cache.rewind()
+        chunks = zip(token_ids.split(EXTEND_CHUNK, 1), features.split(EXTEND_CHUNK, 1), strict=True)
+        for ids, feature in chunks:
+            state = self._extend_chunk(ids, feature)
+        return state
+
+    def _extend_chunk(self, token_ids: Tensor, features: Tensor) -> Tensor:
+        start, length = self.cache.length, token_ids.shape[1]
         mask = None
         if length > 1:
-            visible = torch.arange(start + length, device=token_ids.device) <= positions[:, None]
-            mask = additive_mask(visible, self.dtype)[None, None]
+            positions = torch.arange(start + length, device=token_ids.device)
+            mask = additive_mask(positions <= positions[start:, None], self.dtype)[None, None]
         states = self._run(token_ids, features, slice(start, start + length), mask)
-        cache.commit(length)
+        self.cache.commit(length)
         return states[:, -1:]
 
     def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from nanospec.drafters.eagle import EagleDrafter, EagleShape
 from nanospec.gathered_head import GatheredHead
 from nanospec.records import DraftVocab
 
-# float64, two layers of width 12: the same sums in another order.
-ATOL = 1e-11
+# float64, two layers of width 12: the same sums in another order, over states that grow along a branch to about 100.
+ATOL = 1e-9
 ROPE_THETA, EPS = 500.0, 1e-5
 HIDDEN, INNER, HEAD_DIM, VOCAB = 12, 20, 4, 29
 CAPACITY = 64

@@ -1,0 +1,59 @@
+"""The embedded pair: any transformers can load it, and every vocabulary decodes it exactly."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from nanospec import SpeculativeDecoder, TreeShape
+from nanospec.demo import DEMO_DIRECTORY, DRAFT_DIRECTORY, TARGET_DIRECTORY
+
+MAX_BYTES = 60_000_000
+PROMPTS = ("How does a rainbow form?", "Write a Python function that adds two numbers.")
+
+
+@pytest.fixture(scope="module")
+def decoder() -> SpeculativeDecoder:
+    return SpeculativeDecoder.from_demo(dtype="float32", tree=TreeShape(4, 6, 16))
+
+
+def test_the_pair_fits_its_size_budget():
+    files = [path for path in DEMO_DIRECTORY.rglob("*") if path.suffix in {".safetensors", ".xz", ".json"}]
+    assert 0 < sum(path.stat().st_size for path in files) <= MAX_BYTES
+
+
+def test_plain_transformers_loads_the_target_to_the_same_logits(decoder):
+    model = AutoModelForCausalLM.from_pretrained(TARGET_DIRECTORY, dtype=torch.float32)
+    assert isinstance(model, LlamaForCausalLM)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    ids = decoder.encode(PROMPTS[0])
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, decoder.target.model(ids).logits)
+
+
+def test_the_draft_is_in_the_published_layout():
+    config = json.loads((DRAFT_DIRECTORY / "config.json").read_text())
+    assert config["vocab_size"] == 131072
+    assert {path.name for path in DRAFT_DIRECTORY.iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_p": 0.95, "seed": 5}])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_every_vocabulary_decodes_exactly(decoder, prompt, sampling):
+    ids = decoder.encode(prompt)
+    plain = decoder.generate_autoregressive(ids, max_new_tokens=32, **sampling)
+    for vocab in ("full", "static:4096", "in-context"):
+        result = decoder.with_vocab(vocab).generate(ids, max_new_tokens=32, **sampling)
+        assert result.token_ids == plain.token_ids
+        assert result.text == plain.text
+
+
+def test_the_in_context_vocabulary_is_small_and_good(decoder):
+    ids = decoder.encode(PROMPTS[1])
+    small = decoder.with_vocab("in-context").generate(ids, max_new_tokens=64).stats
+    full = decoder.with_vocab("full").generate(ids, max_new_tokens=64).stats
+    assert small.mean_active_vocab < 1000 < full.mean_active_vocab == 131072
+    assert small.mean_accept_length > 0.8 * full.mean_accept_length > 0.8 * 1.5
