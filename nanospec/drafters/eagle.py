@@ -94,8 +94,9 @@ class EagleDrafter(nn.Module):
         self.shape = shape
         self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
         self.layers = nn.ModuleList(EagleLayer(shape, input_norm=index > 0) for index in range(shape.num_layers))
-        self.rotary = LlamaRotaryEmbedding(rope_config)
-        self._shared = (embed_tokens, head)  # a tuple, so that the target's weights are not ours to move or save
+        # In tuples, so that the target's weights are not ours to move or save, and angles stay float32 in any dtype.
+        self._shared = (embed_tokens, head)
+        self._rotary = (LlamaRotaryEmbedding(rope_config),)
         self._cache: KVCache | None = None
         self._rotation_table: tuple[Tensor, Tensor] | None = None
 
@@ -112,10 +113,16 @@ class EagleDrafter(nn.Module):
 
     def reset(self, capacity: int) -> None:
         self.cache.reset(capacity)
-        if self._rotation_table is None or self._rotation_table[0].shape[0] < capacity:
-            positions = torch.arange(capacity, device=self.fc.weight.device)[None]
-            cos, sin = self.rotary(self.fc.weight, positions)
-            self._rotation_table = (cos[0], sin[0])
+        table = self._rotation_table
+        if table is None or table[0].shape[0] < capacity or not self.cache.fits(table[0]):
+            with torch.inference_mode(False):
+                self._rotation_table = self.rotation(capacity)
+
+    def rotation(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [length, head_dim] of the positions from 0 on, in the drafter's dtype."""
+        weight = self.fc.weight
+        cos, sin = self._rotary[0](torch.empty(0, dtype=weight.dtype), torch.arange(length)[None])
+        return cos[0].to(weight.device), sin[0].to(weight.device)
 
     def rewind(self) -> None:
         self.cache.rewind()

@@ -80,9 +80,7 @@ class EagleTrainer:
         )
         self.drafter.to(torch.bfloat16)
         self.sampler = ClassSampler(counts, args.num_drawn)
-        length = args.seq_len - 1
-        cos, sin = self.drafter.rotary(target.head_weight, torch.arange(length)[None])
-        self.rotation = (cos[0], sin[0])
+        self.rotation = self.drafter.rotation(args.seq_len - 1)
         self.target_features = (
             torch.compile(self._target_features, dynamic=False) if args.compile else self._target_features
         )

@@ -55,7 +55,9 @@ class TargetTrainer:
         self.body = build_body(config)
         live = {name: value for name, value in self.body.named_parameters() if "embed_tokens" not in name}
         self.weights = MasterWeights(live, args.matrix_lr, args.vector_lr, args.weight_decay)
+        inverse_frequencies = self.body.rotary_emb.inv_freq.clone()
         self.body.to(torch.bfloat16)
+        self.body.rotary_emb.inv_freq = inverse_frequencies  # angles stay float32, as in a loaded model
         table = torch.randn(config.vocab_size, config.hidden_size, generator=self.generator) * TABLE_STD
         self.rows = RowAdam(table)
         self.sampler = ClassSampler(counts, args.num_drawn)

@@ -15,7 +15,8 @@ from nanospec.checkpoints import load_eagle_drafter
 from nanospec.target import Target
 
 CONFIG: dict[str, Any] = {
-    "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+    "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
 }  # fmt: skip
 LAYER = "layers.0."
 
