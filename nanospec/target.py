@@ -153,13 +153,18 @@ class Target(nn.Module):
         return output.last_hidden_state
 
 
+def refuse_model_type(model_type: str | None) -> None:
+    """Raises NotImplementedError for an architecture that is not known to work with trees, listing those that are."""
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise NotImplementedError(
+            f"target model_type must be one of {', '.join(SUPPORTED_MODEL_TYPES)}, got {model_type!r}"
+        )
+
+
 def refuse_unsupported(model: PreTrainedModel) -> None:
     """Raises NotImplementedError for what would decode wrongly, naming the setting, its value and the choices."""
     config = model.config
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise NotImplementedError(
-            f"target model_type must be one of {', '.join(SUPPORTED_MODEL_TYPES)}, got {config.model_type!r}"
-        )
+    refuse_model_type(config.model_type)
     attention = config._attn_implementation
     if attention not in TREE_ATTENTION:
         raise NotImplementedError(

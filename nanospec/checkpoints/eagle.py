@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
+from transformers.activations import ACT2FN
 
 from nanospec.checkpoints.files import check_finite, read_config, read_tensors, resolve_checkpoint
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
@@ -41,28 +42,24 @@ def load_eagle_drafter(path: str | Path, target: Target) -> EagleDrafter:
     shape = _read_shape(config, tensors, directory)
     head = GatheredHead(target.head_weight, target.head_bias)
     drafter = EagleDrafter(shape, _rope_config(config, shape, target), target.embed_tokens, head)
-    state = _fuse(tensors)
-    expected, given = drafter.state_dict(), set(state)
-    missing, unused = sorted(set(expected) - given), sorted(given - set(expected))
+    expected = _published(drafter)
+    missing, unused = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unused:
         raise ValueError(f"draft {directory} must be EAGLE-1/2: missing tensors {missing}, unused tensors {unused}")
-    for name, tensor in state.items():
+    for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
                 f"draft tensor {name!r} must have shape {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
             )
-    drafter.load_state_dict(state)
+    drafter.load_state_dict(_fuse(tensors))
     return drafter.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
 
 
 def save_eagle_drafter(drafter: EagleDrafter, directory: Path, config: dict[str, Any]) -> None:
     """Writes model.safetensors and config.json in the published layout, without the embeddings."""
-    shape = drafter.shape
-    tensors = {}
-    for name, tensor in drafter.state_dict().items():
-        tensors.update(_unfuse(name, tensor, shape))
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors")
+    tensors = {name: tensor.contiguous() for name, tensor in _published(drafter).items()}
+    save_file(tensors, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -88,27 +85,40 @@ def _check_against_target(tensors: dict[str, Tensor], target: Target, directory:
 
 
 def _read_shape(config: dict[str, Any], tensors: dict[str, Tensor], directory: Path) -> EagleShape:
-    try:
-        hidden_size, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        shape = EagleShape(
-            hidden_size=hidden_size,
-            intermediate_size=int(config["intermediate_size"]),
-            num_heads=num_heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-            head_dim=int(config.get("head_dim") or hidden_size // num_heads),
-            num_layers=_count_layers(tensors),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            hidden_act=str(config.get("hidden_act", "silu")),
-            fc_bias="fc.bias" in tensors,
-            qkv_bias="layers.0.self_attn.q_proj.bias" in tensors,
-        )
-    except KeyError as error:
-        raise ValueError(f"draft config.json must hold {error}, got {sorted(config)} in {directory}") from None
+    missing = [key for key in ("hidden_size", "num_attention_heads", "intermediate_size") if key not in config]
+    if missing:
+        raise ValueError(f"draft config.json must hold {missing[0]!r}, got {sorted(config)} in {directory}")
+    hidden_size, num_heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
+    eps, activation = config.get("rms_norm_eps", 1e-6), config.get("hidden_act", "silu")
+    if not isinstance(eps, int | float) or eps <= 0:
+        raise ValueError(f"draft config rms_norm_eps must be a positive number, got {eps!r}")
+    if activation not in ACT2FN:
+        raise ValueError(f"draft config hidden_act must be an activation of transformers, got {activation!r}")
+    shape = EagleShape(
+        hidden_size=hidden_size,
+        intermediate_size=_whole(config, "intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=_whole(config, "num_key_value_heads", num_heads),
+        head_dim=_whole(config, "head_dim", hidden_size // num_heads),
+        num_layers=_count_layers(tensors),
+        rms_norm_eps=eps,
+        hidden_act=activation,
+        fc_bias="fc.bias" in tensors,
+        qkv_bias="layers.0.self_attn.q_proj.bias" in tensors,
+    )
     if shape.hidden_size != tensors["fc.weight"].shape[0]:
         raise ValueError(
             f"draft config hidden_size must be {tensors['fc.weight'].shape[0]} as in fc.weight, got {shape.hidden_size}"
         )
     return shape
+
+
+def _whole(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"draft config {key} must be a positive whole number, got {value!r}")
+    return value
 
 
 def _count_layers(tensors: dict[str, Tensor]) -> int:
@@ -145,8 +155,16 @@ def _bare_name(name: str) -> str:
     return re.sub(r"\.(self_attn\.o_proj|mlp\.down_proj)\.", lambda match: f".{match[1].split('.')[1]}.", name)
 
 
+def _published(drafter: EagleDrafter) -> dict[str, Tensor]:
+    """The drafter's tensors under their published names: the inverse of `_fuse`."""
+    tensors = {}
+    for name, tensor in drafter.state_dict().items():
+        tensors.update(_unfuse(name, tensor, drafter.shape))
+    return tensors
+
+
 def _unfuse(name: str, tensor: Tensor, shape: EagleShape) -> dict[str, Tensor]:
-    """The inverse of `_fuse` for one tensor."""
+    """The published tensors that one of `EagleDrafter` is made of."""
     match = re.match(r"(layers\.\d+)\.(\w+)(?:\.(weight|bias))?$", name)
     if match is None:
         return {name: tensor}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from nanospec.checkpoints.files import check_finite, read_config, resolve_checkpoint
 from nanospec.checkpoints.tokenizer import load_compressed_tokenizer
-from nanospec.target import Target
+from nanospec.target import Target, refuse_model_type
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -37,7 +38,7 @@ def load_target(
         raise TypeError(f"target must be a path, a hub id or a PreTrainedModel, got {type(source).__name__}")
     torch_dtype = parse_dtype(dtype)
     directory = resolve_checkpoint(source, "target")
-    read_config(directory)
+    refuse_model_type(read_config(directory).get("model_type"))
     place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _load_model(directory, torch_dtype).to(place)
     check_finite(dict(model.state_dict()), directory)
@@ -59,7 +60,7 @@ def _load_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
             model, report = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype or "auto", attn_implementation="sdpa", output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"target must be a causal language model of transformers, got {directory}: {error}") from error
     missing = sorted(report["missing_keys"])
     if missing:

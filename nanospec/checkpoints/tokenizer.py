@@ -16,7 +16,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         if path.suffix == ".xz":
             with lzma.open(path, "rt", encoding="utf-8") as file:
                 return Tokenizer.from_str(file.read())
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except Exception as error:  # tokenizers raises a bare Exception for malformed content

@@ -89,7 +89,12 @@ def _tokenize(path: Path, tokenizer, cache: Path) -> None:
 
 
 def packed_batches(corpus: TokenizedCorpus, tokens_per_batch: int, seed: int) -> Iterator[Tensor]:
-    """Endless shuffled epochs of packed documents, cut into int64 [tokens_per_batch + 1] pieces that overlap by one."""
+    """Endless shuffled epochs of packed documents, cut into int64 [tokens_per_batch + 1] pieces that overlap by one.
+
+    The end of an epoch that fills no piece is left out. Raises ValueError for a corpus that fills none.
+    """
+    if len(corpus.tokens) <= tokens_per_batch:
+        raise ValueError(f"tokens_per_batch must be below the corpus's {len(corpus.tokens)}, got {tokens_per_batch}")
     epoch = 0
     while True:
         order = np.random.default_rng([seed, epoch]).permutation(len(corpus.categories))

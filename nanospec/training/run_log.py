@@ -40,7 +40,7 @@ class TimedRun:
     def run(self, step: Callable[[float], tuple[float, int]], max_steps: int | None = None) -> None:
         smooth, last_save, last_log, since = None, time.monotonic(), time.monotonic(), 0
         with (self.out / "log.jsonl").open("a") as log:
-            while self.elapsed < self.budget and self.num_steps != max_steps:
+            while self.elapsed < self.budget and (max_steps is None or self.num_steps < max_steps):
                 began = time.monotonic()
                 loss, tokens = step(self.elapsed / self.budget)
                 self.elapsed += time.monotonic() - began

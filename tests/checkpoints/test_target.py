@@ -67,9 +67,9 @@ def test_a_loaded_module_is_taken_as_it_is() -> None:
         load_target(model, dtype="float32")
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gpt_neox"])
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt_neox", "nonsense"])
 def test_another_architecture_is_refused_by_name(tmp_path: Path, model_type: str) -> None:
-    tiny_model(model_type).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(NotImplementedError, match=f"model_type must be one of llama, .*, got '{model_type}'"):
         load_target(tmp_path, device="cpu")
 
@@ -119,7 +119,7 @@ def test_a_missing_weight_is_named(tmp_path: Path) -> None:
         load_target(tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "wrong shape", "no weights", "unknown type"])
+@pytest.mark.parametrize("damage", ["truncated", "wrong shape", "no weights"])
 def test_an_unreadable_checkpoint_is_a_value_error(tmp_path: Path, damage: str) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
@@ -128,8 +128,7 @@ def test_an_unreadable_checkpoint_is_a_value_error(tmp_path: Path, damage: str) 
     elif damage == "no weights":
         weights.unlink()
     else:
-        change = {"intermediate_size": 20} if damage == "wrong shape" else {"model_type": "nonsense"}
-        config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+        config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 20}))
     with pytest.raises(ValueError, match="target must be a causal language model of transformers, got"):
         load_target(tmp_path, device="cpu")
 

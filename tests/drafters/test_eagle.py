@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
+from nanospec.drafters import eagle
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
 from nanospec.gathered_head import GatheredHead
 from nanospec.records import DraftVocab
@@ -164,6 +165,16 @@ def test_extend_drops_the_rows_of_a_tree(drop: str) -> None:
     assert drafter.cache.length == drafter.cache.rows_written() == 8
 
 
+def test_a_long_prompt_is_taken_in_chunks_to_the_same_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = build_drafter(2, 2, True, True, seed=8)
+    token_ids, features = random_prompt(8, 11)
+    expected = plain_states(drafter, drafter._shared[0].weight, token_ids, features)[-1]
+    monkeypatch.setattr(eagle, "EXTEND_CHUNK", 4)
+    state = drafter.extend(token_ids[None], features[None])
+    torch.testing.assert_close(state[0, 0], expected, rtol=0, atol=ATOL)
+    assert drafter.cache.length == 11
+
+
 def test_a_request_does_not_see_the_one_before() -> None:
     drafter = build_drafter(1, 2, False, False, seed=4)
     token_ids, features = random_prompt(4, 6)
@@ -187,11 +198,9 @@ def test_logits_are_the_targets_head_over_the_draft_vocabulary(is_packed: bool) 
 
 def test_rotary_angles_do_not_depend_on_the_dtype_of_the_weights() -> None:
     drafter = build_drafter(1, 4, False, False, seed=6)
-    expected = drafter._rotation_table
+    expected = drafter.rotation(CAPACITY)
     drafter.bfloat16()
-    drafter._rotation_table = None
-    drafter.reset(CAPACITY)
-    for table, exact in zip(drafter._rotation_table, expected, strict=True):
+    for table, exact in zip(drafter.rotation(CAPACITY), expected, strict=True):
         torch.testing.assert_close(table, exact.bfloat16(), rtol=0, atol=0)
 
 

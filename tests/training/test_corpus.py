@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def test_every_epoch_holds_every_document_whole_and_once_but_for_a_short_tail(
     batches = list(islice(packed_batches(corpus_of(lengths), tokens_per_batch, seed), 2 * per_epoch))
     assert all(batch.shape == (tokens_per_batch + 1,) and batch.dtype == torch.int64 for batch in batches)
     for epoch in (batches[:per_epoch], batches[per_epoch:]):
-        assert all(first[-1] == second[0] for first, second in zip(epoch, epoch[1:], strict=False))
+        assert all(first[-1] == second[0] for first, second in pairwise(epoch))
         seen = torch.cat([epoch[0][:1], *(batch[1:] for batch in epoch)])
         assert 0 <= num_tokens - seen.numel() < tokens_per_batch
         documents, runs = torch.unique_consecutive(seen, return_counts=True)
@@ -91,6 +91,11 @@ def test_every_epoch_holds_every_document_whole_and_once_but_for_a_short_tail(
         assert runs[:-1].tolist() == [lengths[document] for document in documents[:-1].tolist()]
         missing = set(range(len(lengths))) - set(documents.tolist())
         assert sum(lengths[document] for document in missing) < tokens_per_batch
+
+
+def test_a_corpus_that_fills_no_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="tokens_per_batch must be below the corpus's 6, got 6"):
+        next(packed_batches(corpus_of([4, 2]), 6, 0))
 
 
 def test_epochs_differ_and_a_seed_reproduces_them() -> None:

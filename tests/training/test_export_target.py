@@ -34,7 +34,7 @@ def checkpoint() -> dict:
     )
     state = TargetTrainer(target_config(VOCAB, 128, 2, 64), torch.ones(VOCAB), args).state()
     generator = torch.Generator().manual_seed(5)
-    for name, master in state["weights"]["masters"].items():
+    for master in state["weights"]["masters"].values():
         spread = torch.randn(master.shape, generator=generator) * 0.02
         master.copy_(master + spread if master.ndim == 1 else spread)
     return state

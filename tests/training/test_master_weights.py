@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -37,7 +39,7 @@ def test_a_restored_state_continues_alike() -> None:
     layer, weights = layer_and_weights()
     one_step(layer, weights, 1)
     other, restored = layer_and_weights()
-    restored.load_state_dict(weights.state_dict())
+    restored.load_state_dict(copy.deepcopy(weights.state_dict()))
     for pair in ((layer, weights), (other, restored)):
         one_step(*pair, 2)
     assert all(torch.equal(weights.masters[name], restored.masters[name]) for name in weights.masters)

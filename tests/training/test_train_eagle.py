@@ -42,6 +42,7 @@ def random_weights(trainer: EagleTrainer) -> None:
     trainer.drafter.double().requires_grad_(False)
     for parameter in trainer.drafter.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1)
+    trainer.rotation = trainer.drafter.rotation(SEQ_LEN - 1)
 
 
 def chain_state(trainer: EagleTrainer, tokens: Tensor, features: Tensor, num_advances: int) -> Tensor:
@@ -57,7 +58,7 @@ def chain_state(trainer: EagleTrainer, tokens: Tensor, features: Tensor, num_adv
 
 @pytest.mark.parametrize("unroll_step", range(1, len(UNROLL_WEIGHTS) + 1))
 def test_every_unrolling_step_is_a_chain_of_the_drafter(unroll_step: int) -> None:
-    """Row t holds token t + 1. Step s has true features for rows 0 .. t - s + 1 and drafts the s - 1 rows after them."""
+    """Row t holds token t + 1; step s takes rows 0 .. t - s + 1 with true features and drafts the s - 1 after them."""
     target = build_target(torch.float64)
     trainer = build_trainer(target, noise=0.0)
     random_weights(trainer)
@@ -105,10 +106,9 @@ def test_the_trained_drafter_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_training_and_drafting_turn_by_the_same_angles(tmp_path: Path) -> None:
-    """The angles in training must not be rounded with the weights, else a float32 run of the file differs."""
+    """Angles that were rounded with the weights in training would differ from those of a float32 run of the file."""
     trainer = build_trainer(build_target(torch.bfloat16), noise=0.0)
     save_eagle_drafter(trainer.drafter, tmp_path, published_config(trainer.drafter, trainer.target))
     drafter = load_eagle_drafter(tmp_path, build_target(torch.float32))
-    drafter.reset(SEQ_LEN - 1)
-    for trained, drafted in zip(trainer.rotation, drafter._rotation_table, strict=True):
+    for trained, drafted in zip(trainer.rotation, drafter.rotation(SEQ_LEN - 1), strict=True):
         assert torch.equal(trained, drafted.bfloat16())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 
 import torch
@@ -35,7 +36,7 @@ def test_the_loss_is_finite_and_falls_on_a_repeated_batch() -> None:
 def test_a_restored_run_continues_alike() -> None:
     run = trainer()
     run.step(batch(), SEQ_LEN, 1.0)
-    saved = run.state()
+    saved = copy.deepcopy(run.state())
     again = trainer()
     again.load_state(saved)
     assert again.step(batch(), SEQ_LEN, 1.0) == run.step(batch(), SEQ_LEN, 1.0)
