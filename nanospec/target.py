@@ -99,6 +99,7 @@ class Target(nn.Module):
         """Forget the last request; room for `capacity` tokens, the nodes of one tree included."""
         self.cache.reset(capacity)
 
+    @torch.no_grad()
     def prefill(self, input_ids: Tensor, num_top: int = 0) -> Prefill:
         """Run the prompt, int64 [1, P]; top_ids holds the `num_top` best ids after every position.
 
@@ -118,6 +119,7 @@ class Target(nn.Module):
             top_ids = torch.cat([blocked_topk(self.head(part), num_top)[1] for part in parts])
         return Prefill(all_features, top_ids, self.head(all_features[:, -1]))
 
+    @torch.no_grad()
     def judge(self, tree: DraftTree, num_top: int = 1) -> Verification:
         """One pass over all nodes of the tree; the rows written stay uncertain until `cache.compact`."""
         cache = self.cache
@@ -129,6 +131,7 @@ class Target(nn.Module):
         shape = (*tree.token_ids.shape, num_top)
         return Verification(logits, features, ids.view(shape), values.view(shape))
 
+    @torch.no_grad()
     def decode(self, token_id: Tensor) -> Tensor:
         """Plain decoding of one token, int64 [1, 1] -> logits [1, V]."""
         cache = self.cache

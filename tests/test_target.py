@@ -132,3 +132,12 @@ def test_unknown_architectures_are_refused_with_the_choices():
     model.config.model_type = "mamba"
     with pytest.raises(NotImplementedError, match="llama, mistral, qwen2, qwen3, got 'mamba'"):
         Target(model)
+
+
+def test_decoding_needs_no_grad_mode_of_its_own():
+    model = family_model("llama")
+    target = Target(model)
+    target.reset(8)
+    logits = target.prefill(torch.tensor([[1, 2, 3]])).last_logits
+    assert not logits.requires_grad
+    assert not target.decode(torch.tensor([[4]])).requires_grad

@@ -127,6 +127,7 @@ class EagleDrafter(nn.Module):
     def rewind(self) -> None:
         self.cache.rewind()
 
+    @torch.no_grad()
     def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
         self.cache.rewind()
         chunks = zip(token_ids.split(EXTEND_CHUNK, 1), features.split(EXTEND_CHUNK, 1), strict=True)
@@ -144,6 +145,7 @@ class EagleDrafter(nn.Module):
         self.cache.commit(length)
         return states[:, -1:]
 
+    @torch.no_grad()
     def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
         certain = self.cache.length
         position = certain + depth - 1
