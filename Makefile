@@ -1,4 +1,5 @@
-# Needs python3 (3.11 or newer) with venv, make and a C compiler; everything else goes into $(VENV).
+# Needs python3 (3.11 or newer) with venv, and make; everything else goes into $(VENV). Training with --compile, its
+# default, also needs a C compiler.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -9,21 +9,23 @@ from torch import Tensor
 
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.request import Request
+from nanospec.result import Candidates
 from nanospec.sampling import uniforms
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.target import Target
 from nanospec.token_choice import check_finite_logits, choose_next
 
+NUM_CANDIDATES = 8
+
 
 class AutoregressiveLoop:
-    """One target pass per token. With `keep_margins` the two largest logits at every position are kept."""
+    """One target pass per token. With `keep_candidates` the best ids of every position are kept."""
 
     def __init__(
-        self, target: Target, request: Request, stats: GenerationStats, clock: StageClock, keep_margins: bool = False
+        self, target: Target, request: Request, stats: GenerationStats, clock: StageClock, keep_candidates: bool = False
     ) -> None:
         self.target, self.request, self.stats, self.clock = target, request, stats, clock
-        self.margins: list[float] | None = [] if keep_margins else None
-        self.top_logits: list[float] | None = [] if keep_margins else None
+        self.candidates: list[Candidates] | None = [] if keep_candidates else None
 
     @torch.inference_mode()
     def steps(self) -> Iterator[list[int]]:
@@ -31,7 +33,7 @@ class AutoregressiveLoop:
         u = uniforms(request.sampling, request.max_new_tokens + 1, target.device)
         seen = None
         with self.clock.stage("prefill"):
-            target.reset(request.input_ids.shape[1] + request.max_new_tokens + 1)
+            turn = target.reset(request.input_ids.shape[1] + request.max_new_tokens + 1)
             logits = target.prefill(request.input_ids).last_logits
             if request.sampling.repetition_penalty != 1.0:
                 seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
@@ -39,9 +41,10 @@ class AutoregressiveLoop:
             token_id = self._choose(logits, u[:1], seen, 0)
         self.stats.target_passes += 1
         num_generated = 1
-        while True:
-            self._keep_margin(logits)
-            yield [int(token_id)]
+        self._keep_candidates(logits)
+        yield [int(token_id)]
+        while num_generated < request.max_new_tokens:
+            target.check_turn(turn)
             with self.clock.stage("verify"):
                 if seen is not None:
                     seen.scatter_(1, token_id, True)
@@ -51,14 +54,15 @@ class AutoregressiveLoop:
             self.stats.target_passes += 1
             self.stats.steps += 1
             self.stats.step_tokens += 1
+            self._keep_candidates(logits)
+            yield [int(token_id)]
 
     def _choose(self, logits: Tensor, u: Tensor, seen: Tensor | None, num_generated: int) -> Tensor:
         token_id, largest = choose_next(logits, self.request.sampling, u, seen)
         check_finite_logits(float(largest), self.request.input_ids.shape[1] + num_generated - 1)
         return token_id[:, None]
 
-    def _keep_margin(self, logits: Tensor) -> None:
-        if self.margins is not None and self.top_logits is not None:
-            first, second = blocked_topk(logits, 2)[0][0].double().tolist()
-            self.margins.append(first - second)
-            self.top_logits.append(first)
+    def _keep_candidates(self, logits: Tensor) -> None:
+        if self.candidates is not None:
+            values, ids = blocked_topk(logits, min(NUM_CANDIDATES, logits.shape[1]))
+            self.candidates.append(Candidates(ids[0].tolist(), values[0].double().tolist()))

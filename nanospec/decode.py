@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nanospec.autoregression import AutoregressiveLoop
 from nanospec.checkpoints.eagle import load_eagle_drafter
+from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.target import load_target
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
 from nanospec.drafters.drafter import Drafter
@@ -27,8 +28,10 @@ from nanospec.text_stream import TextStream
 from nanospec.tree_drafter import TreeDrafter
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
+from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab_selector import VocabSelector, build_vocab_selector
 
+FREQUENT_IDS = "frequent_ids.safetensors"
 TreeArgument = TreeShape | tuple[int, int, int] | Literal["auto"] | None
 
 
@@ -56,20 +59,22 @@ class SpeculativeDecoder:
         capacity: int = 3072,
         frequent_ids: Tensor | None = None,
     ) -> None:
-        if not 1 <= num_top <= 16:
-            raise ValueError(f"num_top must be in [1, 16], got {num_top}")
+        most = min(16, target.vocab_size)
+        if not 1 <= num_top <= most:
+            raise ValueError(f"num_top must be in [1, {most}], got {num_top}")
+        if drafter.dtype != target.dtype:
+            raise ValueError(f"drafter must have the target's dtype {target.dtype}, got {drafter.dtype}")
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.num_top, self.capacity, self.frequent_ids = num_top, min(capacity, target.vocab_size), frequent_ids
         self.vocab = build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=frequent_ids)
         self.eos_ids = _eos_ids(target, tokenizer)
         self.last_stats: GenerationStats | None = None
-        self.tree = default_tree_shape(target.device)
+        num_rows = self.vocab.select(None).draft_ids.shape[-1]
+        self.tree = default_tree_shape(target.device, num_rows) if tree in (None, "auto") else _as_tree_shape(tree)
+        if self.tree.branching > num_rows:
+            raise ValueError(f"tree branching must be at most {num_rows}, the rows of the vocabulary, got {self.tree}")
         if tree == "auto":
-            self._check_width()
             self.tree = tune_tree_shape(self)
-        elif tree is not None:
-            self.tree = _as_tree_shape(tree)
-        self._check_width()
 
     @classmethod
     def from_pretrained(
@@ -84,21 +89,26 @@ class SpeculativeDecoder:
         """A decoder over paths, hub ids or loaded modules.
 
         dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here.
-        Further options are those of the class. The target's tokenizer is used where its directory holds one.
+        Further options are those of the class. The target's tokenizer is used where its directory holds one, and
+        "static:N" takes its ids from `frequent_ids.safetensors` where the draft's directory holds it.
         """
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
-        drafter = load_eagle_drafter(draft, loaded) if isinstance(draft, str | Path) else draft
+        if isinstance(draft, str | Path):
+            directory = resolve_checkpoint(draft, "draft")
+            drafter: Drafter = load_eagle_drafter(directory, loaded)
+            if (directory / FREQUENT_IDS).exists():
+                options.setdefault("frequent_ids", read_static_list(directory / FREQUENT_IDS, loaded.vocab_size))
+        elif isinstance(draft, Drafter):
+            drafter = draft
+        else:
+            raise TypeError(f"draft must be a path, a hub id or a Drafter, got {type(draft).__name__}")
         options.setdefault("tokenizer", tokenizer)
         return cls(loaded, drafter, **options)
 
     @classmethod
     def from_demo(cls, **options: Any) -> SpeculativeDecoder:
         """A decoder over the embedded pair; options as in `from_pretrained`."""
-        from nanospec.vocab.static_list import read_static_list
-
-        frequent = TARGET_DIRECTORY.parent / "frequent_ids.safetensors"
-        decoder_options = {"frequent_ids": read_static_list(frequent, 131072), **options}
-        return cls.from_pretrained(TARGET_DIRECTORY, DRAFT_DIRECTORY, **decoder_options)
+        return cls.from_pretrained(TARGET_DIRECTORY, DRAFT_DIRECTORY, **options)
 
     def with_vocab(self, vocab: str | VocabSelector) -> SpeculativeDecoder:
         """A decoder over the same modules and tree with another draft vocabulary; use one at a time."""
@@ -140,14 +150,17 @@ class SpeculativeDecoder:
         return self._stream(request, OutputCutter(request, self._text_stream(request)))
 
     def generate_autoregressive(
-        self, input_ids: Tensor | Sequence[int], *, return_margins: bool = False, **settings: Any
+        self, input_ids: Tensor | Sequence[int], *, return_candidates: bool = False, **settings: Any
     ) -> GenerationResult:
-        """Plain decoding by the same target: the output that `generate` must equal. Settings as in `generate`."""
+        """Plain decoding by the same target: the output that `generate` must equal. Settings as in `generate`.
+
+        `return_candidates` keeps the eight best ids of every position with their logits.
+        """
         request = self._request(input_ids, **settings)
         stats = replace(self._new_stats(), tree=None, vocab="autoregressive", drafter=None)
-        loop = AutoregressiveLoop(self.target, request, stats, self._clock(stats), return_margins)
+        loop = AutoregressiveLoop(self.target, request, stats, self._clock(stats), return_candidates)
         result = self._collect(OutputCutter(request, self._text_stream(request)), loop.steps(), stats)
-        return replace(result, margins=loop.margins, top_logits=loop.top_logits)
+        return replace(result, candidates=loop.candidates)
 
     def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
         loop, stats = self._speculate(request, self.tree)
@@ -201,7 +214,7 @@ class SpeculativeDecoder:
         )
 
     def _clock(self, stats: GenerationStats) -> StageClock:
-        return StageClock(stats, self.target.device, synchronize=True)
+        return StageClock(stats, self.target.device)
 
     def _text_stream(self, request: Request) -> TextStream | None:
         return None if self.tokenizer is None else TextStream(self.tokenizer, request.stop_strings)
@@ -211,14 +224,9 @@ class SpeculativeDecoder:
             raise ValueError(f"{what} needs a tokenizer, got none: pass tokenizer= or use a target directory with one")
         return self.tokenizer
 
-    def _check_width(self) -> None:
-        width = self.vocab.select(None).draft_ids.shape[-1]
-        if self.tree.branching > width:
-            raise ValueError(f"tree branching must be at most {width}, the rows of the vocabulary, got {self.tree}")
-
 
 def _as_tree_shape(tree: TreeShape | tuple[int, int, int] | str) -> TreeShape:
-    if isinstance(tree, str) or len(tree) != 3:
+    if not isinstance(tree, tuple | list) or len(tree) != 3:
         raise ValueError(f"tree must be 'auto', None or (depth, branching, num_nodes), got {tree!r}")
     return TreeShape(*tree).validated()
 

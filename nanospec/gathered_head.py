@@ -39,7 +39,7 @@ class GatheredHead(nn.Module):
         else:
             _check_rows(hidden, vocab)
             logits = rows_linear(hidden, vocab.rows, None if self.bias is None else self.bias[vocab.draft_ids])
-        return _mask_unused(logits, vocab.count)
+        return logits if vocab.all_active else _mask_unused(logits, vocab.count)
 
 
 def _check_rows(hidden: Tensor, vocab: DraftVocab) -> None:
@@ -58,9 +58,5 @@ def _check_rows(hidden: Tensor, vocab: DraftVocab) -> None:
 
 def _mask_unused(logits: Tensor, count: Tensor) -> Tensor:
     """-inf in the columns from `count` [B or 1] on, in place."""
-    num_columns = logits.shape[-1]
-    # On a CPU reading the count is free and masking a full vocabulary is not; elsewhere reading waits for the device.
-    if count.device.type == "cpu" and int(count.min()) >= num_columns:
-        return logits
-    unused = torch.arange(num_columns, device=logits.device) >= count[:, None]  # [B or 1, K]
+    unused = torch.arange(logits.shape[-1], device=logits.device) >= count[:, None]  # [B or 1, K]
     return logits.masked_fill_(unused[:, None], float("-inf"))

@@ -25,6 +25,7 @@ class _HeadlessDrafter:
         self.reset, self.rewind, self.extend, self.advance = (
             drafter.reset, drafter.rewind, drafter.extend, drafter.advance,
         )  # fmt: skip
+        self.dtype = drafter.dtype
         self._logits = torch.arange(width, dtype=torch.float32, device=device).expand(1, width, -1)
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
@@ -38,7 +39,7 @@ class HeadlessProbe:
     """
 
     def __init__(self, drafter: Drafter, shape: TreeShape, stats: GenerationStats, device: torch.device) -> None:
-        self.drafter, self.stats = drafter, stats
+        self.stats, self.device = stats, device
         width = shape.branching
         self.tree_drafter = TreeDrafter(_HeadlessDrafter(drafter, width, device), shape)
         ids = torch.arange(width, device=device)[None]
@@ -52,6 +53,6 @@ class HeadlessProbe:
     def timed(self) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.stats.headless_draft_seconds += time.perf_counter() - began

@@ -26,6 +26,7 @@ class KVCache:
         self.shape = (num_layers, 2, batch_size, num_heads, 0, head_dim)
         self.buffer = torch.empty(self.shape, dtype=dtype, device=device)
         self.length = 0
+        self.num_resets = 0
         self._written = [0] * num_layers
 
     @property
@@ -46,6 +47,7 @@ class KVCache:
             with torch.inference_mode(False):  # an ordinary tensor, writable in and outside inference mode
                 self.buffer = self.buffer.new_zeros(*self.shape[:4], capacity, self.shape[5])
         self.length = 0
+        self.num_resets += 1
         self.rewind()
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from nanospec.result import Candidates
 
 EXACT_DTYPES = (torch.float32, torch.float64)
 MAX_SHIFT_ULPS = 2  # one for storing the logit, one for the roundings of the hidden state that it is computed from
@@ -21,8 +25,15 @@ def first_difference(tokens: Sequence[int], reference: Sequence[int]) -> int | N
     return None if len(tokens) == len(reference) else min(len(tokens), len(reference))
 
 
+def margin_below_top(token_id: int, candidates: Candidates) -> float | None:
+    """Top logit less that of `token_id`, None if it is not among the candidates."""
+    if token_id not in candidates.ids:
+        return None
+    return candidates.logits[0] - candidates.logits[candidates.ids.index(token_id)]
+
+
 def near_tie_bound(dtype: torch.dtype, scale: float) -> float:
-    """Top-2 margin below which rounding alone may exchange the two best tokens; `scale` is the top logit.
+    """Margin below which rounding alone may put a token in the place of the best; `scale` is the top logit.
 
     A matrix product over one row and one over sixteen rows may add in another order, so that the same logit comes out
     up to `MAX_SHIFT_ULPS` units in the last place apart. A unit in the last place of m is at most eps(dtype) * |m|.
@@ -40,5 +51,5 @@ def near_tie_bound(dtype: torch.dtype, scale: float) -> float:
 
 
 def is_near_tie(margin: float, top_logit: float, dtype: torch.dtype) -> bool:
-    """Whether a top-2 margin of `margin` under a top logit of `top_logit` is below the bound of `dtype`."""
+    """Whether a token whose logit lies `margin` under a top logit of `top_logit` is below the bound of `dtype`."""
     return margin < near_tie_bound(dtype, top_logit)

@@ -14,12 +14,15 @@ class DraftVocab(NamedTuple):
     count     int32 [B]       number of active columns, at most K
     rows      [B, K, D]|None  head rows of `draft_ids`, contiguous (packed mode); None: read from the head (indexed)
 
+    all_active: the caller knows on the host that no column is unused; nothing is masked then.
+
     A leading dimension of 1 in `draft_ids` and `rows` means the same ids for every sequence.
     """
 
     draft_ids: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which no record needs
     rows: Tensor | None
+    all_active: bool = False
 
 
 class DraftTree(NamedTuple):

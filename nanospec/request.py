@@ -41,7 +41,9 @@ class Request:
 
 def as_input_ids(input_ids: Tensor | Sequence[int], device: torch.device) -> Tensor:
     """int64 [1, P] of a tensor [P] or [1, P] or of a list of ints; NotImplementedError for a batch."""
-    ids = input_ids if isinstance(input_ids, Tensor) else torch.tensor(list(input_ids), dtype=torch.int64)
+    ids = input_ids if isinstance(input_ids, Tensor) else torch.tensor(input_ids)
+    if ids.numel() == 0:
+        ids = ids.long()
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"input_ids must be integers, got {ids.dtype}")
     if ids.ndim == 1:

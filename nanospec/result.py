@@ -18,20 +18,25 @@ class StreamPiece(NamedTuple):
     token_ids: list[int]
 
 
+class Candidates(NamedTuple):
+    """The best ids at one output position and their logits, best first."""
+
+    ids: list[int]
+    logits: list[float]
+
+
 @dataclass(frozen=True)
 class GenerationResult:
     """token_ids include the EOS id that ended the output, if one did; text ends before a stop string.
 
-    finish_reason: "eos", "length" or "stop_string". margins and top_logits: per generated position, the difference of
-    the two largest logits and the largest one, where they were asked for.
+    finish_reason: "eos", "length" or "stop_string". candidates: per generated position, where they were asked for.
     """
 
     token_ids: list[int]
     text: str | None
     finish_reason: str
     stats: GenerationStats
-    margins: list[float] | None = None
-    top_logits: list[float] | None = None
+    candidates: list[Candidates] | None = None
 
 
 class OutputCutter:

@@ -48,17 +48,21 @@ class SpeculativeLoop:
         self.uniforms = uniforms(request.sampling, count, target.device)
         self.num_generated = 0
         self.num_active = 1
+        self.turn = 0
         self.seen: Tensor | None = None
 
     @torch.inference_mode()
     def steps(self) -> Iterator[list[int]]:
-        """Token ids of the prompt pass (one), then of every step (accepted ones and the bonus token), without end."""
+        """Token ids of the prompt pass (one), then of every step: accepted ones and the bonus token.
+
+        Ends with the step that reaches `max_new_tokens`; that step may exceed it.
+        """
         root_id, state = self._prefill()
         yield [int(root_id)]
-        while True:
+        while self.num_generated < self.request.max_new_tokens:
+            self.target.check_turn(self.turn)
             with self.clock.stage("draft"):
-                draft_vocab = self.vocab.select(-(-self.num_active // WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
-                tree = self.tree_drafter.draft(root_id, state, draft_vocab)
+                tree = self.tree_drafter.draft(root_id, state, self.vocab.select(self._width()))
             if self.probe is not None:
                 self.probe.draft(root_id, state)
             with self.clock.stage("verify"):
@@ -67,27 +71,25 @@ class SpeculativeLoop:
             with self.clock.stage("vocabulary"):
                 if self.vocab.observes:
                     self.vocab.observe(torch.cat((tree.token_ids, output.top_ids.flip(-1).flatten(1)), 1))
-                count = self.vocab.select(None).count
             with self.clock.stage("other"):
-                num_accepted, next_id, num_active = self._read_back(verdict, count, output.top_values)
-                path = verdict.accepted_pos[0, :num_accepted]
+                following = _tokens_after_path(tree, verdict)
+                num_accepted, num_active, emitted = self._read_back(verdict, following, output.top_values)
                 self.target.cache.compact(verdict.accepted_pos[0], num_accepted)
-                root_id = verdict.next_id[:, None]
-                new_ids = torch.cat((tree.token_ids[:, path[1:]], root_id), 1)
-                emitted = new_ids[0].tolist()
-                self._count(emitted, num_active)
+                new_ids, root_id = following[None, :num_accepted], verdict.next_id[:, None]
+                self._count(emitted, new_ids, num_active)
                 if self.on_verdict is not None:
                     self.on_verdict(tree, verdict, num_accepted)
             yield emitted
+            self.target.check_turn(self.turn)
             with self.clock.stage("draft"):
-                state = self._extend(new_ids, output.features[:, path])
+                state = self._extend(new_ids, output.features[:, verdict.accepted_pos[0, :num_accepted]])
 
     def _prefill(self) -> tuple[Tensor, Tensor]:
         request, target = self.request, self.target
         with self.clock.stage("prefill"):
             input_ids = request.input_ids
             capacity = input_ids.shape[1] + request.max_new_tokens + self.path_length + self.tree_drafter.capacity
-            target.reset(capacity)
+            self.turn = target.reset(capacity)
             self.drafter.reset(capacity)
             self.vocab.reset()
             prefill = target.prefill(input_ids, self.num_top if self.vocab.observes else 0)
@@ -103,8 +105,9 @@ class SpeculativeLoop:
             following = torch.cat((input_ids[:, 1:], root_id), 1)
             state = self.drafter.extend(following, prefill.features)
             self.num_active = int(self.vocab.select(None).count.max())
-        self._remember([int(root_id)])
-        self.stats.target_passes += 1
+            if self.seen is not None:
+                self.seen.scatter_(1, root_id, True)
+        self.num_generated, self.stats.target_passes = 1, 1
         return root_id, state
 
     def _accept(self, tree: DraftTree, output: Verification) -> Verdict:
@@ -114,14 +117,23 @@ class SpeculativeLoop:
             tree, output.top_ids[..., 0], output.logits, sampling, u, self.seen, max_depth=self.path_length - 1
         )
 
-    def _read_back(self, verdict: Verdict, count: Tensor, top_values: Tensor) -> tuple[int, int, int]:
-        """The one transfer to the host of a step. Non-finite logits show in the largest of every node."""
-        finite = top_values[..., 0].isfinite().all()
-        packed = torch.stack((verdict.num_accepted[0], verdict.next_id[0], count.max().long(), finite.long()))
-        num_accepted, next_id, num_active, is_finite = packed.tolist()
-        if not is_finite:
-            raise NonFiniteLogitsError(self.request.input_ids.shape[1] + self.num_generated - 1)
-        return num_accepted, next_id, num_active
+    def _read_back(self, verdict: Verdict, following: Tensor, top_values: Tensor) -> tuple[int, int, list[int]]:
+        """The one transfer to the host of a step: accepted nodes, active rows, new token ids.
+
+        Non-finite logits show in the largest one; what the target thinks of rejected nodes is nobody's business.
+        """
+        is_bad = ~top_values[0, verdict.accepted_pos[0], 0].isfinite()
+        first_bad = torch.where(is_bad.any(), is_bad.int().argmax(), -1)
+        num_active = self.vocab.select(None).count.max().long()
+        packed = torch.cat((verdict.num_accepted, torch.stack((num_active, first_bad)), following)).tolist()
+        num_accepted, active, bad_node = packed[:3]
+        if bad_node >= 0:
+            raise NonFiniteLogitsError(self.request.input_ids.shape[1] + self.num_generated - 1 + bad_node)
+        return num_accepted, active, packed[3 : 3 + num_accepted]
+
+    def _width(self) -> int:
+        """Columns to read of the draft vocabulary: all active ones and as many as the tree has children per node."""
+        return max(-(-self.num_active // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self.tree_drafter.shape.branching)
 
     def _extend(self, new_ids: Tensor, features: Tensor) -> Tensor:
         if self.probe is None:
@@ -129,15 +141,21 @@ class SpeculativeLoop:
         with self.probe.timed():
             return self.drafter.extend(new_ids, features)
 
-    def _count(self, emitted: list[int], num_active: int) -> None:
+    def _count(self, emitted: list[int], new_ids: Tensor, num_active: int) -> None:
         self.stats.steps += 1
         self.stats.target_passes += 1
         self.stats.step_tokens += len(emitted)
         self.stats.active_rows += self.num_active
         self.num_active = num_active
-        self._remember(emitted)
-
-    def _remember(self, emitted: list[int]) -> None:
         self.num_generated += len(emitted)
         if self.seen is not None:
-            self.seen[0, emitted] = True
+            self.seen.scatter_(1, new_ids, True)
+
+
+def _tokens_after_path(tree: DraftTree, verdict: Verdict) -> Tensor:
+    """int64 [L]: the token after each node of the accepted path, the bonus token after the last; then rubbish.
+
+    Example: tokens 7, 8, 9 on the path (the root is 7) and bonus token 5 give 8, 9, 5.
+    """
+    path_ids = tree.token_ids[0, verdict.accepted_pos[0]]
+    return path_ids.roll(-1).scatter(0, verdict.num_accepted - 1, verdict.next_id)

@@ -57,16 +57,15 @@ class GenerationStats:
 
 
 class StageClock:
-    """Adds wall time to the stages of a `GenerationStats`; synchronises a CUDA device at stage ends if asked to."""
+    """Adds wall time to the stages of a `GenerationStats`; a CUDA device is synchronised at the end of every stage."""
 
-    def __init__(self, stats: GenerationStats, device: torch.device, synchronize: bool) -> None:
-        self.stats = stats
-        self.synchronize = synchronize and device.type == "cuda"
+    def __init__(self, stats: GenerationStats, device: torch.device) -> None:
+        self.stats, self.device = stats, device
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        if self.synchronize:
-            torch.cuda.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.stats.seconds[name] += time.perf_counter() - began

@@ -95,9 +95,18 @@ class Target(nn.Module):
             self._hf_cache = as_transformers_cache(self._cache)
         return self._cache
 
-    def reset(self, capacity: int) -> None:
-        """Forget the last request; room for `capacity` tokens, the nodes of one tree included."""
+    def reset(self, capacity: int) -> int:
+        """Forget the last request; room for `capacity` tokens, the nodes of one tree included. Returns its turn."""
         self.cache.reset(capacity)
+        return self.cache.num_resets
+
+    def check_turn(self, turn: int) -> None:
+        """RuntimeError if another request has started since `reset` returned `turn`, and so has taken the cache."""
+        if self.cache.num_resets != turn:
+            raise RuntimeError(
+                "a request must run to its end or be dropped before another starts on the same target: "
+                "this one was interrupted by another"
+            )
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, num_top: int = 0) -> Prefill:

@@ -35,9 +35,14 @@ class TreeShape(NamedTuple):
         return self
 
 
-def default_tree_shape(device: torch.device) -> TreeShape:
-    """EAGLE-2's tree on an accelerator; fewer nodes on a CPU, where every verified node costs time."""
-    return TreeShape(5, 8, 32) if device.type == "cpu" else TreeShape(6, 10, 60)
+def default_tree_shape(device: torch.device, num_rows: int) -> TreeShape:
+    """EAGLE-2's tree on an accelerator; fewer nodes on a CPU, where every verified node costs time.
+
+    Narrower where the draft vocabulary has fewer rows (`num_rows`) than a node has children.
+    """
+    depth, branching, num_nodes = (5, 8, 32) if device.type == "cpu" else (6, 10, 60)
+    shape = TreeShape(depth, min(branching, num_rows), num_nodes)
+    return shape._replace(num_nodes=min(num_nodes, 1 + shape.num_candidates))
 
 
 def parse_tree_shape(text: str) -> TreeShape:

@@ -1,8 +1,9 @@
 """tree="auto": measures once what nodes cost and what they bring, and picks the shape with most tokens per second.
 
 A few short generations with a generous tree record where the accepted nodes ranked by draft score. A smaller tree of
-the same branching would have kept exactly the best-ranked of these nodes, so one run tells the accept length of every
-smaller shape; a timed pass over n nodes tells what each costs.
+the same branching would have kept the best-ranked of these nodes, so one run tells the accept length of every smaller
+shape (for a shallow one at least: nodes that the generous tree had no room for count as rejected); a timed pass over n
+nodes tells what each costs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 NUM_STEPS = 12  # speculative steps per prompt
 NODE_COUNTS = (2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 60)
 PROBE_DEPTH = 8
-BRANCHINGS = (4, 8)
+BRANCHINGS = (4, 8)  # and the device's default
 REPEATS = 5
 PROMPTS = (
     "Explain in simple words how a bicycle stays upright while it moves.",
@@ -57,6 +58,8 @@ class AcceptRecorder:
 
     def accept_length(self, depth: int, num_nodes: int) -> float:
         """Mean tokens per pass, bonus token included, of the tree cut to `depth` levels and `num_nodes` nodes."""
+        if not self.ranks:
+            return 1.0
         return statistics.fmean(1 + sum(rank < num_nodes - 1 for rank in step[depth - 1]) for step in self.ranks)
 
 
@@ -65,10 +68,11 @@ def tune_tree_shape(decoder: SpeculativeDecoder) -> TreeShape:
     """The TreeShape with the largest expected tokens per second for this decoder's modules, vocabulary and device."""
     widest = decoder.vocab.select(None).draft_ids.shape[-1]
     best, best_rate = decoder.tree, 0.0
-    for branching in BRANCHINGS:
+    for branching in sorted({*BRANCHINGS, best.branching}):
         if branching > widest:
             continue
-        probe = TreeShape(PROBE_DEPTH, branching, max(NODE_COUNTS))
+        probe = TreeShape(PROBE_DEPTH, branching, 2)
+        probe = probe._replace(num_nodes=min(max(NODE_COUNTS), 1 + probe.num_candidates))
         recorder, level_seconds, other_seconds = _record(decoder, probe)
         verify_seconds = {count: _verify_seconds(decoder, count) for count in NODE_COUNTS}
         for depth in range(1, PROBE_DEPTH + 1):
@@ -92,9 +96,11 @@ def _record(decoder: SpeculativeDecoder, shape: TreeShape) -> tuple[AcceptRecord
         loop.on_verdict = recorder
         for _ in islice(loop.steps(), NUM_STEPS + 1):
             pass
+        if not stats.steps:  # the context window leaves no room for a step
+            continue
         level_seconds.append(stats.seconds["draft"] / stats.steps / (shape.depth + 1))
         other_seconds.append((stats.seconds["vocabulary"] + stats.seconds["other"]) / stats.steps)
-    return recorder, min(level_seconds), min(other_seconds)
+    return recorder, min(level_seconds, default=0.0), min(other_seconds, default=0.0)
 
 
 def _probe_prompts(decoder: SpeculativeDecoder) -> list[Tensor]:

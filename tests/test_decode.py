@@ -140,14 +140,15 @@ def test_headless_probe_times_drafts_and_changes_nothing():
     assert plain.stats.headless_draft_seconds == 0.0 < probed.stats.headless_draft_seconds
 
 
-def test_margins_are_those_of_the_logits():
+def test_candidates_are_the_best_ids_of_plain_logits():
     decoder = pair()
-    result = decoder.generate_autoregressive([2, 4], max_new_tokens=3, return_margins=True)
+    result = decoder.generate_autoregressive([2, 4], max_new_tokens=3, return_candidates=True)
     sequence = [2, 4]
-    for token, margin, top in zip(result.token_ids, result.margins, result.top_logits, strict=True):
-        logits = decoder.target.model(torch.tensor([sequence])).logits[0, -1].detach()
-        best = logits.topk(2).values
-        assert (top, margin) == pytest.approx((float(best[0]), float(best[0] - best[1])), abs=1e-5)
+    for token, candidates in zip(result.token_ids, result.candidates, strict=True):
+        best = decoder.target.model(torch.tensor([sequence])).logits[0, -1].detach().topk(8)
+        assert candidates.ids == best.indices.tolist()
+        assert candidates.logits == pytest.approx(best.values.tolist(), abs=1e-5)
+        assert candidates.ids[0] == token
         sequence.append(token)
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanospec.near_tie import MAX_SHIFT_ULPS, first_difference, is_near_tie, near_tie_bound
+from nanospec.near_tie import MAX_SHIFT_ULPS, first_difference, is_near_tie, margin_below_top, near_tie_bound
+from nanospec.result import Candidates
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -16,6 +17,11 @@ HALF_DTYPES = (torch.bfloat16, torch.float16)
 )
 def test_first_difference_counts_an_end_as_a_token(tokens, reference, position):
     assert first_difference(tokens, reference) == position
+
+
+@pytest.mark.parametrize(("token_id", "margin"), [(7, 0.0), (4, 0.25), (9, 6.0), (5, None)])
+def test_the_margin_is_that_of_the_token_itself_not_of_the_second_best(token_id, margin):
+    assert margin_below_top(token_id, Candidates([7, 4, 9], [16.0, 15.75, 10.0])) == margin
 
 
 def test_the_bounds_of_the_docstring():

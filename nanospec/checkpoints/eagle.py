@@ -36,9 +36,11 @@ def load_eagle_drafter(path: str | Path, target: Target) -> EagleDrafter:
     """
     directory = resolve_checkpoint(path, "draft")
     config = read_config(directory)
+    if config.get("model_type") == "eagle" and isinstance(config.get("model"), dict):
+        config = config["model"]  # a config of a config, as some re-uploads have it
     tensors = {_strip_prefix(name): tensor for name, tensor in read_tensors(directory).items()}
     check_finite(tensors, directory)
-    _check_against_target(tensors, target, directory)
+    _check_against_target(config, tensors, target, directory)
     shape = _read_shape(config, tensors, directory)
     head = GatheredHead(target.head_weight, target.head_bias)
     drafter = EagleDrafter(shape, _rope_config(config, shape, target), target.embed_tokens, head)
@@ -69,7 +71,7 @@ def _strip_prefix(name: str) -> str:
     return name
 
 
-def _check_against_target(tensors: dict[str, Tensor], target: Target, directory: Path) -> None:
+def _check_against_target(config: dict[str, Any], tensors: dict[str, Tensor], target: Target, directory: Path) -> None:
     hidden_size = target.head_weight.shape[1]
     if "fc.weight" not in tensors:
         raise ValueError(f"draft must be EAGLE-1/2 and hold 'fc.weight', got {sorted(tensors)[:8]} in {directory}")
@@ -80,8 +82,9 @@ def _check_against_target(tensors: dict[str, Tensor], target: Target, directory:
             f"got {tuple(tensors['fc.weight'].shape)}"
         )
     embedding = tensors.pop("embed_tokens.weight", None)
-    if embedding is not None and embedding.shape[0] != target.vocab_size:
-        raise ValueError(f"draft vocabulary must be the target's {target.vocab_size} ids, got {embedding.shape[0]}")
+    vocab_size = config.get("vocab_size", target.vocab_size) if embedding is None else embedding.shape[0]
+    if vocab_size != target.vocab_size:
+        raise ValueError(f"draft vocabulary must be the target's {target.vocab_size} ids, got {vocab_size}")
 
 
 def _read_shape(config: dict[str, Any], tensors: dict[str, Tensor], directory: Path) -> EagleShape:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -25,7 +26,10 @@ def resolve_checkpoint(path: str | Path, argument: str) -> Path:
     if directory.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         raise FileNotFoundError(f"{argument} must be a checkpoint directory or a hub id, got {str(path)!r}")
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model"]))
+        directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.safetensors"]))
+        if not any(directory.glob("*.safetensors")):
+            directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.bin"]))
+        return directory
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"{argument} must be a checkpoint directory or a reachable hub id, got {str(path)!r}: {error}"

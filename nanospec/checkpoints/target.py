@@ -39,7 +39,7 @@ def load_target(
     torch_dtype = parse_dtype(dtype)
     directory = resolve_checkpoint(source, "target")
     refuse_model_type(read_config(directory).get("model_type"))
-    place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = parse_device(device)
     model = _load_model(directory, torch_dtype).to(place)
     check_finite(dict(model.state_dict()), directory)
     return Target(model), _load_tokenizer(directory)
@@ -52,6 +52,19 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         return DTYPES[dtype]
     return dtype
+
+
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """CUDA where there is one for None. ValueError for a device that is unknown or not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be a device of torch, got {device!r}: {str(error).splitlines()[0]}") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device must be there, got {device!r} with {torch.cuda.device_count()} CUDA devices")
+    return place
 
 
 def _load_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -72,7 +85,10 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
     if (directory / "tokenizer.json.xz").exists():
         return load_compressed_tokenizer(directory)
     if any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return AutoTokenizer.from_pretrained(directory)
+        try:
+            return AutoTokenizer.from_pretrained(directory)
+        except Exception as error:  # tokenizers raises a bare Exception for malformed content
+            raise ValueError(f"tokenizer must be one of transformers, got {directory}: {error}") from error
     return None
 
 

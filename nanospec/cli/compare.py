@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,12 +32,16 @@ from nanospec.cli.options import (
     load_decoder,
 )
 from nanospec.cli.progress import progress_bar
-from nanospec.cli.prompts import read_prompts
+from nanospec.cli.prompts import Prompt, read_prompts
 from nanospec.cli.rows import Row, build_rows
 from nanospec.cli.table import print_comparison
+from nanospec.request import Request
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nanospec.decode import SpeculativeDecoder
+    from nanospec.result import GenerationResult
 
 VOCABS = ("full", "static:4096", "static:32768", "in-context")
 TREE_IS_MEASURED_WITH = "in-context"
@@ -56,6 +61,7 @@ def compare(
             help=f"May be repeated. Default: {', '.join(VOCABS)}.",
         ),
     ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Decode to max-new-tokens whatever comes.")] = False,
     target: TargetOption = None,
     draft: DraftOption = None,
     tree: TreeOption = "auto",
@@ -70,16 +76,19 @@ def compare(
     """
     with one_line_errors(debug):
         specs = name_rows(vocab or VOCABS)
-        texts = read_prompts(prompts, limit)
+        read = read_prompts(prompts, limit)
         if max_new_tokens < 1:
             raise ValueError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
         first = TREE_IS_MEASURED_WITH if TREE_IS_MEASURED_WITH in specs else next(iter(specs.values()))
         decoder = load_decoder(target, draft, vocab=first, tree=tree, dtype=dtype, device=device)
-        rows, differences = run_comparison(decoder, specs, texts, max_new_tokens)
+        encoded = encode_prompts(decoder, read)
+        decoders = build_decoders(decoder, specs, leave_out=not vocab)
+        rows, differences = run_comparison(decoder, decoders, encoded, max_new_tokens, ignore_eos)
         if json_output:
             about = {
-                "count": len(texts),
+                "count": len(read),
                 "max_new_tokens": max_new_tokens,
+                "ignore_eos": ignore_eos,
                 "source": prompts.name if prompts else "demo",
             }
             typer.echo(json.dumps(_comparison_object(decoder, rows, differences, about), indent=2))
@@ -104,19 +113,54 @@ def name_rows(specs: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def encode_prompts(decoder: SpeculativeDecoder, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """input_ids int64 [1, P] of every prompt. Raises ValueError naming the place of one that cannot be decoded from."""
+    encoded = []
+    for prompt in prompts:
+        try:
+            input_ids = decoder.encode(prompt.text)
+            Request(input_ids).check(decoder.target.vocab_size, decoder.target.context_window)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{prompt.place}: {error}") from error
+        encoded.append(input_ids)
+    return encoded
+
+
+def build_decoders(
+    decoder: SpeculativeDecoder, specs: Mapping[str, str], leave_out: bool
+) -> dict[str, SpeculativeDecoder]:
+    """A decoder per row. With `leave_out`, a static list that the pair lacks costs its row and a line on stderr.
+
+    Raises ValueError for any other vocabulary that cannot be built.
+    """
+    decoders = {}
+    for name, spec in specs.items():
+        try:
+            decoders[name] = decoder.with_vocab(spec)
+        except ValueError as error:
+            if not (leave_out and spec.startswith("static:")):
+                raise
+            typer.echo(f"left out {name}: {error}", err=True)
+    return decoders
+
+
 def run_comparison(
-    decoder: SpeculativeDecoder, specs: dict[str, str], texts: Sequence[str], max_new_tokens: int
+    decoder: SpeculativeDecoder,
+    decoders: Mapping[str, SpeculativeDecoder],
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    ignore_eos: bool,
 ) -> tuple[list[Row], list[Difference]]:
     """Rows, autoregressive first, and every difference found."""
-    decoders = {name: decoder.with_vocab(spec) for name, spec in specs.items()}
-    prompts = [decoder.encode(text) for text in texts]
-    runners = {AUTOREGRESSIVE: decoder.generate_autoregressive, **{name: d.generate for name, d in decoders.items()}}
+    plain = partial(decoder.generate_autoregressive, ignore_eos=ignore_eos)
+    drafting = {name: partial(row.generate, ignore_eos=ignore_eos) for name, row in decoders.items()}
+    runners = {AUTOREGRESSIVE: plain, **drafting}
     with progress_bar("comparing", num_runs(len(runners), len(prompts))) as advance:
         results = timed_runs(runners, prompts, max_new_tokens, advance)
-        headless = headless_ratios(decoders, prompts, max_new_tokens, advance)
+        headless = headless_ratios(drafting, prompts, max_new_tokens, advance)
 
-    def rerun(prompt: int):
-        return decoder.generate_autoregressive(prompts[prompt], max_new_tokens=max_new_tokens, return_margins=True)
+    def rerun(prompt: int) -> GenerationResult:
+        return plain(prompts[prompt], max_new_tokens=max_new_tokens, return_candidates=True)
 
     differences = find_differences(results, rerun, decoder.target.dtype)
     return build_rows(results, headless, differences), differences

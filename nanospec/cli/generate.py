@@ -19,6 +19,7 @@ from nanospec.cli.options import (
     TreeOption,
     load_decoder,
 )
+from nanospec.cli.progress import busy
 
 if TYPE_CHECKING:
     from nanospec.result import GenerationResult
@@ -63,7 +64,9 @@ def generate(
             "stop_strings": tuple(stop or ()),
         }
         if json_output:
-            typer.echo(json.dumps(result_object(decoder.generate(input_ids, **request)), indent=2))
+            with busy("generating"):
+                result = decoder.generate(input_ids, **request)
+            typer.echo(json.dumps(result_object(result), indent=2))
             return
         for piece in decoder.stream(input_ids, **request):
             typer.echo(piece.text, nl=False)
@@ -106,7 +109,7 @@ def figures_line(stats: GenerationStats) -> str:
 def _prompt_text(prompt: str | None, prompt_file: Path | None) -> str:
     if (prompt is None) == (prompt_file is None):
         raise ValueError(f"give either PROMPT or --prompt-file, got {'neither' if prompt is None else 'both'}")
-    text = prompt if prompt_file is None else prompt_file.read_text(encoding="utf-8")
+    text = prompt if prompt_file is None else prompt_file.read_text(encoding="utf-8-sig")
     if not text or not text.strip():
         raise ValueError(f"{'PROMPT' if prompt_file is None else prompt_file} must hold text, got {text!r}")
     return text

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from nanospec.near_tie import first_difference, is_near_tie, near_tie_bound
+from nanospec.near_tie import first_difference, is_near_tie, margin_below_top, near_tie_bound
 
 if TYPE_CHECKING:
-    from nanospec.decode import SpeculativeDecoder
     from nanospec.result import GenerationResult
 
 AUTOREGRESSIVE = "autoregressive"
@@ -26,7 +25,8 @@ class Difference(NamedTuple):
     """Where a row's greedy tokens leave autoregressive decoding's.
 
     vocab, prompt, position  row name, prompt number from 0, generated token from 0
-    margin                   autoregressive's own top-2 margin there, None where it has no logits for that position
+    margin                   in autoregressive's own logits there, the top one less that of the token that the row has;
+                             None where the row has no token or one that is not among the best candidates
     bound                    below it the margin is a near-tie; 0 where the dtype allows no difference
     """
 
@@ -64,21 +64,21 @@ def timed_runs(
 
 
 def headless_ratios(
-    decoders: Mapping[str, SpeculativeDecoder], prompts: Sequence[Tensor], max_new_tokens: int, advance: Advance
+    runners: Mapping[str, Runner], prompts: Sequence[Tensor], max_new_tokens: int, advance: Advance
 ) -> dict[str, float | None]:
     """Draft time over the time of the same draft without a head, by row name, None where nothing was drafted.
 
     The probe runs every draft twice and would disturb timed runs: these are runs of their own on the first prompts.
     """
-    draft = dict.fromkeys(decoders, 0.0)
-    headless = dict.fromkeys(decoders, 0.0)
+    draft = dict.fromkeys(runners, 0.0)
+    headless = dict.fromkeys(runners, 0.0)
     for input_ids in prompts[:PROBE_PROMPTS]:
-        for name, decoder in decoders.items():
-            stats = decoder.generate(input_ids, max_new_tokens=max_new_tokens, probe_headless=True).stats
+        for name, generate in runners.items():
+            stats = generate(input_ids, max_new_tokens=max_new_tokens, probe_headless=True).stats
             draft[name] += stats.seconds["draft"]
             headless[name] += stats.headless_draft_seconds
             advance()
-    return {name: draft[name] / headless[name] if headless[name] > 0 else None for name in decoders}
+    return {name: draft[name] / headless[name] if headless[name] > 0 else None for name in runners}
 
 
 def find_differences(
@@ -88,16 +88,17 @@ def find_differences(
 ) -> list[Difference]:
     """First difference of every row from autoregressive decoding, prompt by prompt.
 
-    `rerun(prompt)` decodes a prompt autoregressively once more, with margins; it is called for prompts with a
+    `rerun(prompt)` decodes a prompt autoregressively once more, with candidates; it is called for prompts with a
     difference only.
     """
     differences = []
     for prompt, reference in enumerate(results[AUTOREGRESSIVE]):
-        parted = {name: first_difference(runs[prompt].token_ids, reference.token_ids) for name, runs in results.items()}
+        outputs = {name: runs[prompt].token_ids for name, runs in results.items()}
+        parted = {name: first_difference(tokens, reference.token_ids) for name, tokens in outputs.items()}
         witness = rerun(prompt) if any(position is not None for position in parted.values()) else None
         for name, position in parted.items():
             if position is not None and witness is not None:
-                differences.append(_judge(name, prompt, position, reference.token_ids, witness, dtype))
+                differences.append(_judge(name, prompt, position, outputs[name], witness, dtype))
     return differences
 
 
@@ -105,9 +106,9 @@ def _judge(
     name: str, prompt: int, position: int, tokens: list[int], witness: GenerationResult, dtype: torch.dtype
 ) -> Difference:
     same_context = witness.token_ids[:position] == tokens[:position]
-    margins, top_logits = witness.margins or [], witness.top_logits or []
-    if not same_context or position >= len(margins):
+    judged = (witness.candidates or [])[: len(tokens)]  # an output that ends too early has no token to judge
+    if not same_context or position >= len(judged):
         return Difference(name, prompt, position, None, 0.0, near_tie=False)
-    margin, top_logit = margins[position], top_logits[position]
-    bound = near_tie_bound(dtype, top_logit)
-    return Difference(name, prompt, position, margin, bound, is_near_tie(margin, top_logit, dtype))
+    margin, top_logit = margin_below_top(tokens[position], judged[position]), judged[position].logits[0]
+    near_tie = margin is not None and is_near_tie(margin, top_logit, dtype)
+    return Difference(name, prompt, position, margin, near_tie_bound(dtype, top_logit), near_tie)

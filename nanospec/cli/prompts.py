@@ -7,10 +7,17 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
-def read_prompts(path: Path | None, limit: int | None = None) -> list[str]:
+class Prompt(NamedTuple):
+    """Text of a prompt, and the place that an error names: file and line, or the number of a built-in one."""
+
+    text: str
+    place: str
+
+
+def read_prompts(path: Path | None, limit: int | None = None) -> list[Prompt]:
     """The first `limit` prompts of a file, of the built-in ones when `path` is None. Blank lines are skipped.
 
     Raises ValueError naming file and line for a line that cannot be read, or when there is no prompt;
@@ -20,29 +27,30 @@ def read_prompts(path: Path | None, limit: int | None = None) -> list[str]:
         raise ValueError(f"limit must be at least 1, got {limit}")
     source = files("nanospec") / "demo" / "prompts.jsonl" if path is None else path
     try:
-        lines = source.read_text(encoding="utf-8").split("\n")  # splitlines would also split inside a JSON string
+        lines = source.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also split inside a string
     except FileNotFoundError:
         raise FileNotFoundError(f"prompts must be a file of JSON lines, but {source} does not exist") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{source.name} must be UTF-8 text: {error}") from None
-    prompts = list(islice(_parse(lines, source.name), limit))
+    place = "built-in prompt" if path is None else f"{source.name}, line"
+    prompts = list(islice(_parse(lines, place), limit))
     if not prompts:
         raise ValueError(f"{source.name} must hold at least one prompt, got none")
     return prompts
 
 
-def _parse(lines: Iterable[str], name: str) -> Iterator[str]:
+def _parse(lines: Iterable[str], place: str) -> Iterator[Prompt]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{name}, line {number}: must be a JSON object, got {line[:60]!r} ({error.msg})") from None
-        yield _prompt_of(record, f"{name}, line {number}")
+            raise ValueError(f"{place} {number}: must be a JSON object, got {line[:60]!r} ({error.msg})") from None
+        yield Prompt(_text_of(record, f"{place} {number}"), f"{place} {number}")
 
 
-def _prompt_of(record: Any, place: str) -> str:
+def _text_of(record: Any, place: str) -> str:
     if not isinstance(record, dict):
         raise ValueError(f"{place}: must be a JSON object, got {type(record).__name__}")
     if "prompt" in record:

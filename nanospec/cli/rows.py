@@ -24,8 +24,10 @@ class Row:
     mean_active_vocab   rows of the head that a draft step read
     draft_vs_headless   draft time over that of the same steps with the head deleted, from runs of their own
     vocabulary_share    upkeep of the vocabulary over all seconds except prefill
+    end_to_end_...      the same rate and speed-up over all new tokens and all seconds, prefill included
     identical           no greedy token differs from autoregressive decoding, near-ties aside
     near_ties           prompts whose first difference is a near-tie
+    new_tokens          over all prompts; new_tokens_per_prompt: their mean
     seconds             by stage, over all prompts
     """
 
@@ -40,9 +42,13 @@ class Row:
     draft_vs_full: float | None
     draft_vs_headless: float | None
     vocabulary_share: float | None
+    prefill_ms_per_prompt: float | None
+    end_to_end_tokens_per_second: float | None
+    end_to_end_vs_autoregressive: float | None
     identical: bool
     near_ties: int
     new_tokens: int
+    new_tokens_per_prompt: float | None
     target_passes: int
     seconds: dict[str, float]
 
@@ -50,6 +56,7 @@ class Row:
 class Totals(NamedTuple):
     """Sums over the prompts of one row. `decoded_tokens`: new tokens but the first of each, which prefill yields."""
 
+    prompts: int
     new_tokens: int
     decoded_tokens: int
     target_passes: int
@@ -62,6 +69,10 @@ class Totals(NamedTuple):
     @property
     def tokens_per_second(self) -> float | None:
         return ratio(self.decoded_tokens, self.decode_seconds)
+
+    @property
+    def end_to_end_tokens_per_second(self) -> float | None:
+        return ratio(self.new_tokens, sum(self.seconds.values()))
 
     @property
     def accept_length(self) -> float | None:
@@ -81,6 +92,7 @@ def sum_up(results: Sequence[GenerationResult]) -> Totals:
     """Totals of one row."""
     stats = [result.stats for result in results]
     return Totals(
+        prompts=len(stats),
         new_tokens=sum(s.new_tokens for s in stats),
         decoded_tokens=sum(max(s.new_tokens - 1, 0) for s in stats),
         target_passes=sum(s.target_passes for s in stats),
@@ -120,9 +132,13 @@ def _build_row(
         draft_vs_full=ratio(own.draft_ms, full and full.draft_ms) if drafts else None,
         draft_vs_headless=headless.get(name),
         vocabulary_share=ratio(own.seconds["vocabulary"], own.decode_seconds) if drafts else None,
+        prefill_ms_per_prompt=ratio(1000 * own.seconds["prefill"], own.prompts),
+        end_to_end_tokens_per_second=own.end_to_end_tokens_per_second,
+        end_to_end_vs_autoregressive=ratio(own.end_to_end_tokens_per_second, plain.end_to_end_tokens_per_second),
         identical=all(difference.near_tie for difference in differences),
         near_ties=sum(difference.near_tie for difference in differences),
         new_tokens=own.new_tokens,
+        new_tokens_per_prompt=ratio(own.new_tokens, own.prompts),
         target_passes=own.target_passes,
         seconds=own.seconds,
     )

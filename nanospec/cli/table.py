@@ -15,6 +15,10 @@ from nanospec.cli.rows import FULL, Row
 PLAIN_WIDTH = 140  # of a file or pipe, which has no width of its own
 UNLIMITED_WIDTH = 1000
 MAX_LISTED_DIFFERENCES = 10
+PREFILL_IS_APART = (
+    "tokens/s and the speed-ups beside it leave out the prompt pass, which has its own column (prefill ms per prompt); "
+    "end to end counts it in."
+)
 
 HEADINGS = (
     "vocabulary",
@@ -26,8 +30,10 @@ HEADINGS = (
     "active\nrows",
     "draft\nms/step",
     "draft\nof full",
-    "draft vs\nno head",
+    "draft\nvs no\nhead",
     "upkeep",
+    "prefill\nms",
+    "end to\nend vs\nautoregr.",
     "identical",
     "near\nties",
 )
@@ -49,7 +55,7 @@ def print_comparison(rows: Sequence[Row], differences: Sequence[Difference]) -> 
 
 
 def explain(rows: Sequence[Row]) -> list[str]:
-    """What the figures say: the gain of the last small vocabulary (in-context where it was run), and exactness."""
+    """The gain of the last small vocabulary (in-context where it was run), what is timed, and how exact tokens are."""
     small = [row for row in rows if row.vocab not in (AUTOREGRESSIVE, FULL)]
     chosen = next((row for row in small if row.vocab == "in-context"), small[-1] if small else None)
     full = next((row for row in rows if row.vocab == FULL), None)
@@ -62,7 +68,7 @@ def explain(rows: Sequence[Row]) -> list[str]:
             f"{_percent(chosen.accept_vs_full)} of full's, and decoding runs at {_times(chosen.speedup_vs_full)} the "
             f"speed of full, {_times(chosen.speedup_vs_autoregressive)} that of autoregressive decoding."
         )
-    return [*sentences, _exactness(rows)]
+    return [*sentences, PREFILL_IS_APART, _exactness(rows)]
 
 
 def _exactness(rows: Sequence[Row]) -> str:
@@ -103,6 +109,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         _percent(row.draft_vs_full),
         _times(row.draft_vs_headless),
         _percent(row.vocabulary_share, 1),
+        _number(row.prefill_ms_per_prompt, 1),
+        _times(row.end_to_end_vs_autoregressive),
         "yes" if row.identical else "NO",
         str(row.near_ties),
     )
@@ -111,7 +119,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _difference_lines(differences: Sequence[Difference]) -> list[str]:
     lines = [
         f"{d.vocab}, prompt {d.prompt + 1}, token {d.position + 1}: "
-        + ("no margin" if d.margin is None else f"margin {d.margin:.3g}, near-tie below {d.bound:.3g}")
+        + ("no near-tie" if d.margin is None else f"margin {d.margin:.3g}, near-tie below {d.bound:.3g}")
         + ("" if d.near_tie else " -> DIFFERENT")
         for d in sorted(differences, key=lambda d: d.near_tie)
     ]

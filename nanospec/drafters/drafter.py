@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from nanospec.records import DraftVocab
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """A draft model with its own cache. States [B, n, D] are opaque to the tree drafter.
 
@@ -16,6 +18,10 @@ class Drafter(Protocol):
     """
 
     name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights and states: the target's."""
 
     def reset(self, capacity: int) -> None:
         """Forget the last request and make room for `capacity` tokens, the nodes of one tree included."""

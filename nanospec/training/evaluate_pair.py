@@ -24,7 +24,6 @@ from nanospec.decode import SpeculativeDecoder
 from nanospec.target import HEAD_CHUNK, Target
 from nanospec.training.corpus import TokenizedCorpus, tokenize_corpus
 from nanospec.tree_shape import TreeShape
-from nanospec.vocab.static_list import read_static_list
 
 TREE = TreeShape(depth=5, branching=8, num_nodes=32)
 POLICIES = ("full", "static:1024", "static:4096", "static:32768", "in-context")
@@ -90,17 +89,13 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--draft", type=Path, required=True)
-    parser.add_argument("--frequent", type=Path, required=True, help="list of the most frequent ids, for static rows")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the tokenized corpus")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num-documents", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     tokenizer = read_tokenizer(args.target / "tokenizer.json.xz")
-    decoder = SpeculativeDecoder.from_pretrained(
-        args.target, args.draft, vocab="full", tree=TREE, dtype="bfloat16",
-        frequent_ids=read_static_list(args.frequent, tokenizer.get_vocab_size()),
-    )  # fmt: skip
+    decoder = SpeculativeDecoder.from_pretrained(args.target, args.draft, vocab="full", tree=TREE, dtype="bfloat16")
     corpus = tokenize_corpus(args.corpus, tokenizer, args.cache)
     rows = np.random.default_rng(args.seed).permutation(len(corpus.categories))[: args.num_documents]
     contexts = cut_contexts(corpus, rows, decoder.target.context_window, args.seed)

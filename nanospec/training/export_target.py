@@ -23,6 +23,7 @@ from nanospec.checkpoints.tokenizer import read_tokenizer
 from nanospec.training.corpus import tokenize_corpus
 from nanospec.vocab.static_list import write_static_list
 
+TABLE_RMS = 0.125
 NUM_FREQUENT = 32768
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
@@ -33,11 +34,12 @@ CHAT_TEMPLATE = (
 def export_tensors(checkpoint: dict) -> dict[str, Tensor]:
     """Names and dtypes of the safetensors file from a training checkpoint; the tied head is not stored twice.
 
-    The table is scaled up by a power of two, so that few entries fall below float8's normal range, and the body is
-    rescaled with it: what the layers add to the residual stream grows alike, the final norm undoes it for the head.
+    The table is scaled by a power of two, so that few entries fall below float8's normal range while embeddings and
+    features stay of one size, as a drafter that reads both likes it. The body is rescaled with it: what the layers
+    add to the residual stream grows alike, the final norm undoes it for the head.
     """
     masters, table = checkpoint["weights"]["masters"], checkpoint["rows"]["table"]
-    scale = 2.0 ** round(-torch.log2(table.square().mean().sqrt()).item())
+    scale = 2.0 ** round(torch.log2(TABLE_RMS / table.square().mean().sqrt()).item())
     tensors = {"model.embed_tokens.weight": (table * scale).to(torch.float8_e4m3fn)}
     for name, master in masters.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -70,14 +72,15 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="the --out of train_target")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True, help="what the most frequent ids are counted on")
-    parser.add_argument("--out", type=Path, required=True, help="target/ and frequent_ids.safetensors go here")
+    parser.add_argument("--out", type=Path, required=True, help="target/ and draft/frequent_ids.safetensors go here")
     args = parser.parse_args()
     checkpoint = torch.load(args.run / "checkpoint.pt", weights_only=True)
     export_target(checkpoint, args.tokenizer, args.out / "target")
     tokenizer = read_tokenizer(args.tokenizer)
     counts = tokenize_corpus(args.corpus, tokenizer, args.run.parent / "tokens").counts(tokenizer.get_vocab_size())
     frequent = counts.sort(descending=True, stable=True).indices[:NUM_FREQUENT]
-    write_static_list(args.out / "frequent_ids.safetensors", frequent.to(torch.int32))
+    (args.out / "draft").mkdir(exist_ok=True)
+    write_static_list(args.out / "draft" / "frequent_ids.safetensors", frequent.to(torch.int32))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from nanospec.training.master_weights import MasterWeights
 from nanospec.training.run_log import TimedRun, learning_rate_factor
 from nanospec.training.sampled_softmax import ClassSampler
 
-EMBEDDING_GAIN = 0.1  # an exported table has entries of size 1, the features are several times smaller
+EMBEDDING_GAIN = 0.1  # at first the feature counts
 FEATURE_LOSS_WEIGHT = 0.1
 UNROLL_WEIGHTS = (1.0, 0.8, 0.64)
 
@@ -130,7 +130,7 @@ class EagleTrainer:
 
 
 def new_drafter(target: Target) -> EagleDrafter:
-    """A fresh drafter that starts as the identity on the feature: fc passes it on, the layer adds nothing."""
+    """A fresh drafter that nearly starts as the identity on the feature: the layer adds nothing, fc a little noise."""
     config = target.config
     shape = EagleShape(
         hidden_size=config.hidden_size,

@@ -40,4 +40,4 @@ class StaticVocab(nn.Module):
 
     def select(self, width: int | None = None) -> DraftVocab:
         """The list, always N wide; `width` is a bound for policies whose count varies."""
-        return DraftVocab(self.draft_ids, self.count, self.rows)
+        return DraftVocab(self.draft_ids, self.count, self.rows, all_active=True)

@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanospec.result import GenerationResult
+from nanospec.result import Candidates, GenerationResult
 from nanospec.stats import GenerationStats
 from nanospec.tree_shape import TreeShape
 
 AUTOREGRESSIVE = "autoregressive"
 TOKENS = list(range(10, 19))
 MARGIN, TOP_LOGIT = 0.25, 16.0
+RUNNER_UP = 99  # its logit lies MARGIN below the top one at every position
+CONTEXT_WINDOW = 20
 
 
 def seconds(draft: float, verify: float, vocabulary: float, other: float) -> dict[str, float]:
@@ -30,6 +32,7 @@ FIGURES = {
     AUTOREGRESSIVE: (seconds(0.0, 4.0, 0.0, 0.0), 8, 8, 0),
     "full": (seconds(1.0, 0.5, 0.0, 0.5), 4, 8, 4000),
     "static:4096": (seconds(0.5, 0.5, 0.0, 0.6), 4, 8, 400),
+    "static:32768": (seconds(0.6, 0.5, 0.0, 0.6), 4, 8, 800),
     "in-context": (seconds(0.25, 0.5, 0.05, 0.2), 4, 10, 200),
 }
 HEADLESS_SECONDS = 0.2
@@ -42,6 +45,7 @@ class Script:
     dtype: torch.dtype = torch.float32
     tokens: dict[str, list[int]] = field(default_factory=dict)  # by vocabulary, TOKENS where there is none
     error: Exception | None = None
+    num_frequent_ids: int = 131072
     loaded: list[tuple[Any, ...]] = field(default_factory=list)
     calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)  # vocabulary, prompt, settings
 
@@ -54,7 +58,9 @@ class FakeDecoder:
     def __init__(self, vocab: str, tree: TreeShape | None) -> None:
         self.vocab = SimpleNamespace(name=vocab)
         self.tree = tree if isinstance(tree, TreeShape) else TreeShape(5, 8, 32)
-        self.target = SimpleNamespace(dtype=self.script.dtype, device=torch.device("cpu"))
+        self.target = SimpleNamespace(
+            dtype=self.script.dtype, device=torch.device("cpu"), vocab_size=1 << 17, context_window=CONTEXT_WINDOW
+        )
 
     @classmethod
     def from_demo(cls, **options: Any) -> FakeDecoder:
@@ -72,6 +78,10 @@ class FakeDecoder:
         return cls(options["vocab"], options["tree"])
 
     def with_vocab(self, vocab: str) -> FakeDecoder:
+        if vocab.startswith("static:") and int(vocab.partition(":")[2]) > self.script.num_frequent_ids:
+            raise ValueError(f"vocab {vocab!r} needs as many frequent ids")
+        if vocab not in FIGURES:
+            raise ValueError(f"vocab must be one of {list(FIGURES)}, got {vocab!r}")
         return type(self)(vocab, self.tree)
 
     def encode(self, text: str) -> Tensor:
@@ -106,11 +116,10 @@ class FakeDecoder:
             headless_draft_seconds=HEADLESS_SECONDS if settings.get("probe_headless") else 0.0,
             seconds=dict(spent),
         )
-        with_margins = bool(settings.get("return_margins"))
-        margins = [MARGIN] * len(tokens) if with_margins else None
-        return GenerationResult(
-            list(tokens), "two words", "length", stats, margins, [TOP_LOGIT] * len(tokens) if with_margins else None
-        )
+        candidates = None
+        if settings.get("return_candidates"):
+            candidates = [Candidates([token, RUNNER_UP], [TOP_LOGIT, TOP_LOGIT - MARGIN]) for token in tokens]
+        return GenerationResult(list(tokens), "two words", "length", stats, candidates)
 
 
 @pytest.fixture

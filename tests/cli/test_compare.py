@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from nanospec.cli.compare import name_rows
 from nanospec.cli.main import app
+from tests.cli.conftest import CONTEXT_WINDOW
 
 ROW_KEYS = {
     "vocab",
@@ -21,9 +22,13 @@ ROW_KEYS = {
     "draft_vs_full",
     "draft_vs_headless",
     "vocabulary_share",
+    "prefill_ms_per_prompt",
+    "end_to_end_tokens_per_second",
+    "end_to_end_vs_autoregressive",
     "identical",
     "near_ties",
     "new_tokens",
+    "new_tokens_per_prompt",
     "target_passes",
     "seconds",
 }
@@ -31,13 +36,17 @@ OTHER_TOKENS = [10, 11, 12, 99, 14, 15, 16, 17, 18]
 
 
 @pytest.fixture
-def compare(tmp_path):
+def prompts(tmp_path) -> str:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"prompt": "one"}\n\n{"turns": ["two", "three"], "category": "chat"}\n', encoding="utf-8")
+    return str(path)
 
+
+@pytest.fixture
+def compare(prompts):
     def run(*arguments: str):
         vocabs = ["--vocab", "full", "--vocab", "static:4096", "--vocab", "in-context"]
-        return CliRunner().invoke(app, ["compare", "--prompts", str(path), *vocabs, *arguments])
+        return CliRunner().invoke(app, ["compare", "--prompts", prompts, *vocabs, *arguments])
 
     return run
 
@@ -52,7 +61,9 @@ def test_json_is_one_complete_object_and_nothing_else(script, compare):
     assert all(set(row) == ROW_KEYS for row in printed["rows"])
     assert printed["differences"] == []
     assert printed["tree"] == {"depth": 5, "branching": 8, "num_nodes": 32}
-    assert printed["prompts"] == {"count": 2, "max_new_tokens": 64, "source": "questions.jsonl"}
+    assert printed["prompts"] == {
+        "count": 2, "max_new_tokens": 64, "ignore_eos": False, "source": "questions.jsonl",
+    }  # fmt: skip
     assert {"cpu", "cores", "torch", "transformers", "nanospec", "device", "dtype"} <= set(printed["machine"])
     assert printed["machine"]["dtype"] == "float32"
 
@@ -62,7 +73,7 @@ def test_the_table_and_its_meaning_are_printed(script, compare):
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     [row] = [line.split() for line in lines if line.startswith("in-context ") and "drafts" not in line]
-    assert row == "in-context 8.0 4.00x 2.00x 2.50 125% 50 62.50 25% 1.25x 5.0% yes 0".split()
+    assert row == "in-context 8.0 4.00x 2.00x 2.50 125% 50 62.50 25% 1.25x 5.0% 500.0 3.00x yes 0".split()
     assert "in-context drafts from 50 rows instead of 1,000: draft time is 25% of full's" in result.stdout
     assert "all tokens are exactly autoregressive decoding's" in lines[-1]
     assert result.stderr == ""
@@ -99,6 +110,23 @@ def test_the_default_vocabularies_are_full_two_static_lists_and_in_context():
     assert list(name_rows(VOCABS)) == ["full", "static-4096", "static-32768", "in-context"]
 
 
+def test_default_static_rows_that_the_pair_has_no_list_for_are_left_out(script, prompts):
+    script.num_frequent_ids = 5000
+    result = CliRunner().invoke(app, ["compare", "--prompts", prompts, "--json"])
+    assert result.exit_code == 0, result.stderr
+    names = [row["vocab"] for row in json.loads(result.stdout)["rows"]]
+    assert names == ["autoregressive", "full", "static-4096", "in-context"]
+    assert result.stderr == "left out static-32768: vocab 'static:32768' needs as many frequent ids\n"
+
+
+@pytest.mark.parametrize("vocab", ["static:32768", "magic"])
+def test_a_row_that_was_asked_for_and_cannot_be_built_is_an_error(script, prompts, vocab):
+    script.num_frequent_ids = 5000
+    result = CliRunner().invoke(app, ["compare", "--prompts", prompts, "--vocab", "in-context", "--vocab", vocab])
+    assert (result.exit_code, result.stdout, script.calls) == (2, "", [])
+    assert result.stderr.startswith("error: vocab ")
+
+
 def test_a_list_in_a_file_is_named_after_the_file():
     assert name_rows(["static:lists/code.txt"]) == {"static-code.txt": "static:lists/code.txt"}
 
@@ -118,6 +146,30 @@ def test_bad_arguments_give_one_error_line_and_exit_2(script, compare, arguments
     assert result.stdout == ""
     assert message in result.stderr
     assert script.loaded == []
+
+
+def test_ignore_eos_reaches_every_run_and_the_json(script, compare):
+    script.dtype, script.tokens["full"] = torch.bfloat16, OTHER_TOKENS
+    result = compare("--ignore-eos", "--json")
+    assert json.loads(result.stdout)["prompts"]["ignore_eos"] is True
+    assert any("return_candidates" in settings for _, _, settings in script.calls)
+    assert all(settings["ignore_eos"] for _, _, settings in script.calls)
+
+
+def test_a_prompt_that_does_not_fit_is_named_before_anything_runs(script, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"prompt": "one"}\n\n{"prompt": "%s"}\n' % ("x" * CONTEXT_WINDOW), encoding="utf-8")
+    result = CliRunner().invoke(app, ["compare", "--prompts", str(path), "--json"])
+    assert (result.exit_code, result.stdout, script.calls) == (2, "", [])
+    assert result.stderr == (
+        "error: long.jsonl, line 3: input_ids must be shorter than the context window of 20, got 20 tokens\n"
+    )
+
+
+def test_a_built_in_prompt_that_does_not_fit_is_named_by_its_number(script):
+    result = CliRunner().invoke(app, ["compare"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: built-in prompt 1: input_ids must be shorter than the context window")
 
 
 def test_a_broken_prompts_line_is_named(script, tmp_path):

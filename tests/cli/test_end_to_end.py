@@ -103,6 +103,18 @@ def test_compare_finds_every_row_identical(pair, tmp_path):
     assert printed["prompts"]["count"] == 3
 
 
+def test_the_default_comparison_needs_no_list_of_frequent_ids(pair, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hello"}\n')
+    arguments = ["--prompts", str(prompts), "--max-new-tokens", "12", "--ignore-eos", "--json"]
+    result = run("compare", *of(pair), *arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["vocab"] for row in rows] == ["autoregressive", "full", "in-context"]
+    assert all(row["new_tokens_per_prompt"] == 12 and row["prefill_ms_per_prompt"] > 0 for row in rows)
+    assert result.stderr.count("left out static-") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import pytest
 from typer.testing import CliRunner
@@ -49,6 +50,19 @@ def test_json_is_one_complete_object_and_nothing_else(script):
     assert printed["tree"] == {"depth": 5, "branching": 8, "num_nodes": 32}
     assert printed["tokens_per_second"] == 8.0
     assert result.stderr == ""
+
+
+def test_json_generates_under_a_spinner(script, monkeypatch):
+    shown = []
+
+    @contextmanager
+    def spinner(label):
+        shown.append(label)
+        yield
+
+    monkeypatch.setattr("nanospec.cli.generate.busy", spinner)
+    json.loads(run("Hello", "--json").stdout)
+    assert shown == ["generating"]
 
 
 def test_options_reach_the_decoder(script):
@@ -120,6 +134,13 @@ def test_debug_lets_the_error_through(script, monkeypatch, switch):
 def test_the_prompt_can_come_from_a_file(script, tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_text("From a file", encoding="utf-8")
+    assert run("--prompt-file", str(path)).exit_code == 0
+    assert script.calls[0][1] == "From a file"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_prompt(script, tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("From a file", encoding="utf-8-sig")
     assert run("--prompt-file", str(path)).exit_code == 0
     assert script.calls[0][1] == "From a file"
 

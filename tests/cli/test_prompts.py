@@ -17,15 +17,26 @@ def write(tmp_path):
 
 def test_prompt_or_first_turn_is_read_and_blank_lines_are_skipped(write):
     path = write('{"prompt": "a"}', "", '{"turns": ["b", "c"]}', "  ")
-    assert read_prompts(path) == ["a", "b"]
+    assert read_prompts(path) == [("a", "prompts.jsonl, line 1"), ("b", "prompts.jsonl, line 3")]
 
 
 def test_limit_keeps_the_first_prompts(write):
-    assert read_prompts(write('{"prompt": "a"}', '{"prompt": "b"}', '{"prompt": "c"}'), limit=2) == ["a", "b"]
+    prompts = read_prompts(write('{"prompt": "a"}', '{"prompt": "b"}', '{"prompt": "c"}'), limit=2)
+    assert [prompt.text for prompt in prompts] == ["a", "b"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    path = tmp_path / "marked.jsonl"
+    path.write_text('{"prompt": "a"}', encoding="utf-8-sig")
+    assert read_prompts(path) == [("a", "marked.jsonl, line 1")]
+
+
+def test_built_in_prompts_are_named_by_their_number():
+    assert [prompt.place for prompt in read_prompts(None, limit=2)] == ["built-in prompt 1", "built-in prompt 2"]
 
 
 def test_a_line_separator_inside_a_string_does_not_end_the_line(write):
-    assert read_prompts(write('{"prompt": "a\u2028b"}')) == ["a\u2028b"]
+    assert read_prompts(write('{"prompt": "a\u2028b"}'))[0].text == "a\u2028b"
 
 
 @pytest.mark.parametrize(

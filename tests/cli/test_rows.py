@@ -36,6 +36,14 @@ def test_rates_leave_out_prefill_and_the_token_that_it_yields(rows):
     assert rows["in-context"].seconds["prefill"] == 14.0
 
 
+def test_end_to_end_counts_every_token_and_every_second(rows):
+    assert rows["autoregressive"].end_to_end_tokens_per_second == pytest.approx(14 / 20.0)
+    assert rows["in-context"].end_to_end_tokens_per_second == pytest.approx(14 / 15.5)
+    assert rows["in-context"].end_to_end_vs_autoregressive == pytest.approx(20.0 / 15.5)
+    assert rows["in-context"].prefill_ms_per_prompt == pytest.approx(7000.0)
+    assert (rows["in-context"].new_tokens, rows["in-context"].new_tokens_per_prompt) == (14, 7.0)
+
+
 def test_speed_ups_are_ratios_of_rates(rows):
     assert rows["autoregressive"].speedup_vs_autoregressive == 1.0
     assert rows["full"].speedup_vs_autoregressive == pytest.approx(2.5)

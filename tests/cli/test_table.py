@@ -10,8 +10,8 @@ SECONDS = {"prefill": 1.0, "draft": 1.0, "verify": 1.0, "vocabulary": 1.0, "othe
 
 
 def row(vocab, identical=True, near_ties=0):
-    figures = (1234.5, 1.5, 2.0, 3.25, 1.01, 131072.0, 12.5, 0.25, 1.2, 0.031)
-    return Row(vocab, *figures, identical, near_ties, 640, 200, SECONDS)
+    figures = (1234.5, 1.5, 2.0, 3.25, 1.01, 131072.0, 12.5, 0.25, 1.2, 0.031, 1234.5, 987.6, 1.4)
+    return Row(vocab, *figures, identical, near_ties, 640, 64.0, 200, SECONDS)
 
 
 def test_a_file_gets_the_whole_table_however_narrow_the_terminal_is(capsys, monkeypatch):
@@ -19,7 +19,8 @@ def test_a_file_gets_the_whole_table_however_narrow_the_terminal_is(capsys, monk
     print_comparison([row("autoregressive"), row("full"), row("static-32768"), row("in-context")], [])
     lines = capsys.readouterr().out.splitlines()
     [line] = [line for line in lines if line.startswith("static-32768")]
-    assert line.split() == "static-32768 1,234.5 1.50x 2.00x 3.25 101% 131,072 12.50 25% 1.20x 3.1% yes 0".split()
+    cells = "static-32768 1,234.5 1.50x 2.00x 3.25 101% 131,072 12.50 25% 1.20x 3.1% 1,234.5 1.40x yes 0"
+    assert line.split() == cells.split()
 
 
 def test_a_narrow_terminal_gets_rows_as_columns(capsys, monkeypatch):
@@ -44,6 +45,15 @@ def test_differences_are_listed_wrong_ones_first_and_never_without_end(capsys):
 def test_the_sentence_speaks_of_in_context_where_it_was_run():
     sentences = explain([row("autoregressive"), row("full"), row("in-context"), row("static-4096")])
     assert sentences[0].startswith("in-context drafts from 131,072 rows instead of 131,072: draft time is 25%")
+
+
+def test_it_is_said_that_the_rates_leave_out_the_prompt_pass():
+    assert any("leave out the prompt pass" in sentence for sentence in explain([row("autoregressive")]))
+
+
+def test_a_token_without_a_margin_is_shown_as_different(capsys):
+    print_comparison([row("full", identical=False)], [Difference("full", 0, 4, None, 0.5, near_tie=False)])
+    assert "full, prompt 1, token 5: no near-tie -> DIFFERENT" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
