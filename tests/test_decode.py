@@ -117,6 +117,42 @@ def test_a_stream_that_is_left_early_leaves_the_decoder_usable():
     assert decoder.generate([3, 1], max_new_tokens=20).token_ids == expected
 
 
+def test_a_stream_that_another_request_interrupted_says_so():
+    decoder = pair()
+    for interrupt in (decoder.generate, decoder.generate_autoregressive, decoder.with_vocab("full").generate):
+        stream = decoder.stream([9, 9, 9], max_new_tokens=50)
+        next(stream)
+        interrupt([1, 2], max_new_tokens=3)
+        with pytest.raises(RuntimeError, match="interrupted by another"):
+            next(stream)
+
+
+def test_a_tree_wider_than_the_context_drafts_what_there_is():
+    target = tiny_target(seed=4)
+    decoder = SpeculativeDecoder(target, tiny_drafter(target, 2, std=0.02), "in-context", (2, 61, 100), num_top=1)
+    plain = decoder.generate_autoregressive([7], max_new_tokens=12)
+    assert decoder.generate([7], max_new_tokens=12).token_ids == plain.token_ids
+
+
+def test_the_default_tree_fits_a_small_vocabulary():
+    assert pair_with_default_tree("static:4").tree == TreeShape(5, 4, 32)
+    assert pair_with_default_tree("static:1").tree == TreeShape(5, 1, 6)
+
+
+def pair_with_default_tree(policy: str) -> SpeculativeDecoder:
+    target = tiny_target(seed=4)
+    return SpeculativeDecoder(target, tiny_drafter(target, 2), policy, frequent_ids=FREQUENT)
+
+
+def test_non_finite_logits_at_a_rejected_node_change_nothing():
+    decoder = pair("full")
+    tokens = decoder.generate_autoregressive([1, 2, 3], max_new_tokens=20).token_ids
+    unused = next(token for token in range(VOCAB_SIZE) if token not in {1, 2, 3, *tokens})
+    with torch.no_grad():
+        decoder.target.embed_tokens.weight[unused] = float("nan")
+    assert decoder.generate([1, 2, 3], max_new_tokens=20).token_ids == tokens
+
+
 def test_active_rows_never_exceed_the_capacity():
     stats = pair(capacity=9).generate(list(range(40)), max_new_tokens=30).stats
     assert 0 < stats.mean_active_vocab <= 9
@@ -186,6 +222,8 @@ def test_loaded_modules_go_into_from_pretrained():
         ({"input_ids": [-1, 3]}, ValueError, r"input_ids must lie in \[0, 61\), got -1"),
         ({"input_ids": [1] * 128}, ValueError, "shorter than the context window of 128, got 128 tokens"),
         ({"input_ids": torch.ones(2, 3, dtype=torch.int64)}, NotImplementedError, "one sequence, got a batch of 2"),
+        ({"input_ids": [1.5, 2.0]}, TypeError, "input_ids must be integers, got torch.float32"),
+        ({"input_ids": [True, False]}, TypeError, "input_ids must be integers, got torch.bool"),
         ({"input_ids": torch.ones(3)}, TypeError, "input_ids must be integers, got torch.float32"),
         ({"input_ids": torch.ones(1, 1, 3, dtype=torch.int64)}, ValueError, r"got shape \(1, 1, 3\)"),
         ({"input_ids": [1], "max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
@@ -207,7 +245,9 @@ def test_bad_requests_name_the_argument(method, arguments, error, message):
         ({"vocab": "fancy"}, ValueError, "vocab must be 'full', 'in-context', .*, got 'fancy'"),
         ({"vocab": "static:100"}, ValueError, "the list has 61"),
         ({"tree": (2, 9, 20), "capacity": 8}, ValueError, "branching must be at most 8, the rows of the vocabulary"),
+        ({"tree": 5}, ValueError, "tree must be 'auto', None or .*, got 5"),
         ({"tree": "wide"}, ValueError, "tree must be 'auto', None or .*, got 'wide'"),
+        ({"num_top": 62}, ValueError, r"num_top must be in \[1, 16\], got 62"),
         ({"num_top": 0}, ValueError, r"num_top must be in \[1, 16\], got 0"),
         ({"capacity": 0}, ValueError, "capacity must be between 1 and vocab_size 61, got 0"),
     ],
@@ -216,6 +256,14 @@ def test_bad_options_name_the_argument(options, error, message):
     target = tiny_target(seed=1)
     with pytest.raises(error, match=message):
         SpeculativeDecoder(target, tiny_drafter(target, 1), frequent_ids=FREQUENT, **options)
+
+
+def test_a_drafter_of_another_dtype_or_kind_is_refused():
+    target = tiny_target(seed=1)
+    with pytest.raises(ValueError, match="target's dtype torch.float64, got torch.float32"):
+        SpeculativeDecoder(target, tiny_drafter(target, 1).float(), "full")
+    with pytest.raises(TypeError, match="draft must be a path, a hub id or a Drafter, got NoneType"):
+        SpeculativeDecoder.from_pretrained(tiny_model(1), None)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -185,3 +185,17 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path: Path, target: Target, 
         path.write_text("no checkpoint")
     with pytest.raises(FileNotFoundError, match="draft must be a checkpoint directory or a hub id, got"):
         load_eagle_drafter(path, target)
+
+
+def test_the_vocabulary_of_the_config_counts_where_no_embedding_is_stored(
+    tmp_path: Path, target: Target, tensors: dict[str, Tensor]
+) -> None:
+    del tensors["embed_tokens.weight"]
+    with pytest.raises(ValueError, match="draft vocabulary must be the target's 37 ids, got 36"):
+        load_eagle_drafter(write_draft(tmp_path, tensors, vocab_size=36), target)
+
+
+def test_a_config_within_a_config_is_read(tmp_path: Path, target: Target, tensors: dict[str, Tensor]) -> None:
+    directory = write_draft(tmp_path, tensors)
+    (directory / "config.json").write_text(json.dumps({"model_type": "eagle", "model": CONFIG}), encoding="utf-8")
+    assert load_eagle_drafter(directory, target).shape.intermediate_size == 24

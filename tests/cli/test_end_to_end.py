@@ -126,6 +126,11 @@ def test_the_default_comparison_needs_no_list_of_frequent_ids(pair, tmp_path):
         (["generate", "x", "--target", "{target}", "--draft", "{draft}", "--vocab", "magic"], "'in-context'"),
         (["generate", "x", "--target", "{target}", "--draft", "{draft}", "--max-new-tokens", "0"], "max_new_tokens"),
         (["generate", "x" * 300, "--target", "{target}", "--draft", "{draft}"], "context window of 256, got 300"),
+        (
+            ["generate", "x", "--target", "{target}", "--draft", "{draft}", "--device", "tpu9"],
+            "device must be a device",
+        ),
+        (["generate", "x", "--target", "{target}", "--draft", "{draft}", "--device", "cuda:99"], "CUDA devices"),
         (["compare", "--target", "{target}", "--draft", "{draft}", "--prompts", "{draft}/config.json"], "line 1"),
     ],
 )
