@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from nanospec.drafters.drafter import Drafter
+from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree, DraftVocab
 from nanospec.tree_layout import ancestor_mask, node_depth
 from nanospec.tree_shape import TreeShape
+
+BLOCKED_WIDTH = 16384  # columns from which the search by blocks is faster than torch.topk
 
 
 class _Level(NamedTuple):
@@ -66,7 +69,8 @@ class TreeDrafter:
     def _children(self, states: Tensor, vocab: DraftVocab) -> tuple[Tensor, Tensor]:
         """Best tokens after each state and their log-probabilities, [B, n, branching] each; -inf where none is left."""
         log_prob = self.drafter.logits(states, vocab).log_softmax(-1, dtype=torch.float32)
-        score, draft_pos = log_prob.topk(self.shape.branching, -1)
+        best = blocked_topk if log_prob.shape[-1] >= BLOCKED_WIDTH else torch.topk
+        score, draft_pos = (x.view(*states.shape[:2], -1) for x in best(log_prob.flatten(0, 1), self.shape.branching))
         ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
         return ids, score.nan_to_num(nan=float("-inf"), neginf=float("-inf"))
 

@@ -32,6 +32,8 @@ def gathered_linear(x: Tensor, weight: Tensor, draft_ids: Tensor, bias: Tensor |
 def rows_linear(x: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [B, n, D], rows [B or 1, K, D], bias [B or 1, K] -> [B, n, K]; one dense product where the rows are shared."""
     if rows.shape[0] == 1:
-        return F.linear(x, rows[0], None if bias is None else bias[0])
+        # Two-dimensional and contiguous: on strided 3-D input torch would copy the rows into a batched product.
+        logits = F.linear(x.reshape(-1, x.shape[-1]), rows[0], None if bias is None else bias[0])
+        return logits.view(*x.shape[:-1], rows.shape[1])
     logits = x @ rows.mT
     return logits if bias is None else logits + bias[:, None]
