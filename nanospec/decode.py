@@ -31,6 +31,7 @@ from nanospec.tree_tuning import tune_tree_shape
 from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab_selector import VocabSelector, build_vocab_selector
 
+DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
 FREQUENT_IDS = "frequent_ids.safetensors"
 TreeArgument = TreeShape | tuple[int, int, int] | Literal["auto"] | None
 
@@ -41,7 +42,7 @@ class SpeculativeDecoder:
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE" or a `VocabSelector`
     tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure
-    num_top           target suggestions per position that enter an in-context vocabulary
+    num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
     capacity          most rows that an in-context vocabulary holds (K)
     frequent_ids      int64 [N], most frequent first: what "static:N" takes its ids from
 
@@ -55,11 +56,12 @@ class SpeculativeDecoder:
         vocab: str | VocabSelector = "in-context",
         tree: TreeArgument = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        num_top: int = 3,
+        num_top: int | None = None,
         capacity: int = 3072,
         frequent_ids: Tensor | None = None,
     ) -> None:
-        most = min(16, target.vocab_size)
+        most = min(MAX_NUM_TOP, target.vocab_size)
+        num_top = min(DEFAULT_NUM_TOP, most) if num_top is None else num_top
         if not 1 <= num_top <= most:
             raise ValueError(f"num_top must be in [1, {most}], got {num_top}")
         if drafter.dtype != target.dtype:

@@ -70,7 +70,7 @@ class SpeculativeLoop:
                 verdict = self._accept(tree, output)
             with self.clock.stage("vocabulary"):
                 if self.vocab.observes:
-                    self.vocab.observe(torch.cat((tree.token_ids, output.top_ids.flip(-1).flatten(1)), 1))
+                    self.vocab.observe(_by_likelihood(output.top_ids, tree.token_ids))
             with self.clock.stage("other"):
                 following = _tokens_after_path(tree, verdict)
                 num_accepted, num_active, emitted = self._read_back(verdict, following, output.top_values)
@@ -94,8 +94,7 @@ class SpeculativeLoop:
             self.vocab.reset()
             prefill = target.prefill(input_ids, self.num_top if self.vocab.observes else 0)
             if self.vocab.observes:
-                in_time_order = torch.cat((input_ids[0, :, None], prefill.top_ids.flip(-1)), 1)
-                self.vocab.observe(in_time_order.flatten()[None])
+                self.vocab.observe(_by_likelihood(prefill.top_ids[None], input_ids))
             if request.sampling.repetition_penalty != 1.0:
                 self.seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
                 self.seen.scatter_(1, input_ids, True)
@@ -150,6 +149,12 @@ class SpeculativeLoop:
         self.num_generated += len(emitted)
         if self.seen is not None:
             self.seen.scatter_(1, new_ids, True)
+
+
+def _by_likelihood(top_ids: Tensor, token_ids: Tensor) -> Tensor:
+    """Candidates of one update, int64 [B, n], the ones to keep longest last: what stood in the text or the tree after
+    all suggestions [B, T, k], and of these the first choice of every position after all second choices."""
+    return torch.cat((top_ids.flip(-1).mT.flatten(1), token_ids), 1)
 
 
 def _tokens_after_path(tree: DraftTree, verdict: Verdict) -> Tensor:

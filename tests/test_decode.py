@@ -26,7 +26,15 @@ def decoders(draw) -> SpeculativeDecoder:
     target = tiny_target(draw(st.integers(0, 5)))
     drafter = tiny_drafter(target, draw(st.integers(0, 5)), std=draw(st.sampled_from([0.02, 0.25])))
     policy, capacity = draw(st.sampled_from(POLICIES)), draw(st.sampled_from([4, 7, 30, VOCAB_SIZE]))
-    return SpeculativeDecoder(target, drafter, policy, draw(trees()), capacity=capacity, frequent_ids=FREQUENT)
+    return SpeculativeDecoder(
+        target,
+        drafter,
+        policy,
+        draw(trees()),
+        num_top=draw(st.sampled_from([1, 3, 16])),
+        capacity=capacity,
+        frequent_ids=FREQUENT,
+    )
 
 
 prompts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12)
@@ -247,8 +255,8 @@ def test_bad_requests_name_the_argument(method, arguments, error, message):
         ({"tree": (2, 9, 20), "capacity": 8}, ValueError, "branching must be at most 8, the rows of the vocabulary"),
         ({"tree": 5}, ValueError, "tree must be 'auto', None or .*, got 5"),
         ({"tree": "wide"}, ValueError, "tree must be 'auto', None or .*, got 'wide'"),
-        ({"num_top": 62}, ValueError, r"num_top must be in \[1, 16\], got 62"),
-        ({"num_top": 0}, ValueError, r"num_top must be in \[1, 16\], got 0"),
+        ({"num_top": 62}, ValueError, r"num_top must be in \[1, 61\], got 62"),
+        ({"num_top": 0}, ValueError, r"num_top must be in \[1, 61\], got 0"),
         ({"capacity": 0}, ValueError, "capacity must be between 1 and vocab_size 61, got 0"),
     ],
 )

@@ -37,7 +37,11 @@ def test_plain_transformers_loads_the_target_to_the_same_logits(decoder):
 def test_the_draft_is_in_the_published_layout():
     config = json.loads((DRAFT_DIRECTORY / "config.json").read_text())
     assert config["vocab_size"] == 131072
-    assert {path.name for path in DRAFT_DIRECTORY.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in DRAFT_DIRECTORY.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "frequent_ids.safetensors",
+    }
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_p": 0.95, "seed": 5}])

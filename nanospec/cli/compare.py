@@ -27,6 +27,7 @@ from nanospec.cli.options import (
     DraftOption,
     DtypeOption,
     JsonOption,
+    NumTopOption,
     TargetOption,
     TreeOption,
     load_decoder,
@@ -65,6 +66,7 @@ def compare(
     target: TargetOption = None,
     draft: DraftOption = None,
     tree: TreeOption = "auto",
+    num_top: NumTopOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     json_output: JsonOption = False,
@@ -80,7 +82,7 @@ def compare(
         if max_new_tokens < 1:
             raise ValueError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
         first = TREE_IS_MEASURED_WITH if TREE_IS_MEASURED_WITH in specs else next(iter(specs.values()))
-        decoder = load_decoder(target, draft, vocab=first, tree=tree, dtype=dtype, device=device)
+        decoder = load_decoder(target, draft, vocab=first, tree=tree, dtype=dtype, device=device, num_top=num_top)
         encoded = encode_prompts(decoder, read)
         decoders = build_decoders(decoder, specs, leave_out=not vocab)
         rows, differences = run_comparison(decoder, decoders, encoded, max_new_tokens, ignore_eos)

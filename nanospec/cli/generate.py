@@ -15,6 +15,7 @@ from nanospec.cli.options import (
     DraftOption,
     DtypeOption,
     JsonOption,
+    NumTopOption,
     TargetOption,
     TreeOption,
     load_decoder,
@@ -43,6 +44,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     tree: TreeOption = None,
+    num_top: NumTopOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     json_output: JsonOption = False,
@@ -51,7 +53,7 @@ def generate(
     """Generate text: exactly the target's own output, drafted from a small vocabulary."""
     with one_line_errors(debug):
         text = _prompt_text(prompt, prompt_file)
-        decoder = load_decoder(target, draft, vocab=vocab, tree=tree, dtype=dtype, device=device)
+        decoder = load_decoder(target, draft, vocab=vocab, tree=tree, dtype=dtype, device=device, num_top=num_top)
         input_ids = decoder.encode(text)
         request: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,

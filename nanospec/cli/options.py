@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,8 +26,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DebugOption = Annotated[bool, typer.Option("--debug", envvar="NANOSPEC_DEBUG", help="Show the traceback of an error.")]
 
 
+NumTopOption = Annotated[
+    int | None,
+    typer.Option(help="Suggestions of the target per position that enter an in-context vocabulary. Default: 16."),
+]
+
+
 def load_decoder(
-    target: str | None, draft: str | None, *, vocab: str, tree: str | None, dtype: str | None, device: str | None
+    target: str | None,
+    draft: str | None,
+    *,
+    vocab: str,
+    tree: str | None,
+    dtype: str | None,
+    device: str | None,
+    num_top: int | None,
 ) -> SpeculativeDecoder:
     """The decoder of the embedded pair, or of `target` and `draft` when both are given.
 
@@ -39,7 +52,8 @@ def load_decoder(
     shape: TreeShape | str | None = tree if tree is None or tree == "auto" else parse_tree_shape(tree)
     from nanospec.decode import SpeculativeDecoder  # loads transformers, which --help can do without
 
+    options: dict[str, Any] = {"vocab": vocab, "tree": shape, "dtype": dtype, "device": device, "num_top": num_top}
     with busy("loading"):
         if target is None or draft is None:
-            return SpeculativeDecoder.from_demo(vocab=vocab, tree=shape, dtype=dtype, device=device)
-        return SpeculativeDecoder.from_pretrained(target, draft, vocab=vocab, tree=shape, dtype=dtype, device=device)
+            return SpeculativeDecoder.from_demo(**options)
+        return SpeculativeDecoder.from_pretrained(target, draft, **options)

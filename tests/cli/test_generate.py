@@ -67,9 +67,23 @@ def test_json_generates_under_a_spinner(script, monkeypatch):
 
 def test_options_reach_the_decoder(script):
     options = "--vocab full --temperature 0.8 --top-k 7 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 3"
-    result = run("Hi", *options.split(), "--max-new-tokens", "5", "--stop", "a", "--stop", "b c", "--tree", "3,4,9")
+    result = run(
+        "Hi",
+        *options.split(),
+        "--max-new-tokens",
+        "5",
+        "--stop",
+        "a",
+        "--stop",
+        "b c",
+        "--tree",
+        "3,4,9",
+        "--num-top",
+        "5",
+    )
     assert result.exit_code == 0, result.stderr
-    assert script.loaded == [("demo", {"vocab": "full", "tree": TreeShape(3, 4, 9), "dtype": None, "device": None})]
+    loaded = {"vocab": "full", "tree": TreeShape(3, 4, 9), "dtype": None, "device": None, "num_top": 5}
+    assert script.loaded == [("demo", loaded)]
     [(_, prompt, settings)] = script.calls
     assert prompt == "Hi"
     assert settings == {
