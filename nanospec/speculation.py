@@ -59,8 +59,8 @@ class SpeculativeLoop:
         """
         root_id, state = self._prefill()
         yield [int(root_id)]
+        self.target.check_turn(self.turn)
         while self.num_generated < self.request.max_new_tokens:
-            self.target.check_turn(self.turn)
             with self.clock.stage("draft"):
                 tree = self.tree_drafter.draft(root_id, state, self.vocab.select(self._width()))
             if self.probe is not None:

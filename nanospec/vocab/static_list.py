@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import safetensors
@@ -32,13 +32,12 @@ def check_token_ids(ids: Sequence[object], vocab_size: int | None, source: str) 
         first_pos[token_id] = pos
 
 
-def read_static_list(path: str | Path, vocab_size: int, keep_ids: Iterable[int] = ()) -> Tensor:
+def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
     """int64 [N], most frequent first, from one of
         .safetensors  tensor "token_ids"
         .json         a list of integers
         .txt          one id per line
         .pt           a tensor or a list of integers, read with weights_only=True
-    Ids of `keep_ids` that the list lacks, such as the end-of-sequence id, are appended.
 
     Raises FileNotFoundError for a missing file; ValueError for one that is no list in its format, is empty, repeats an
     id or leaves the vocabulary of `vocab_size` ids; TypeError for ids that are no integers. Each names the path.
@@ -62,10 +61,7 @@ def read_static_list(path: str | Path, vocab_size: int, keep_ids: Iterable[int] 
     if not ids:
         raise ValueError(f"{path}: must hold at least one token id, got none")
     check_token_ids(ids, vocab_size, str(path))
-    kept = list(dict.fromkeys(keep_ids))
-    check_token_ids(kept, vocab_size, "keep_ids")
-    present = set(ids)
-    return torch.tensor(ids + [token_id for token_id in kept if token_id not in present])
+    return torch.tensor(ids)
 
 
 def write_static_list(path: str | Path, ids: Tensor) -> None:

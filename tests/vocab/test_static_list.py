@@ -40,13 +40,6 @@ def test_a_saved_tensor_is_a_list(tmp_path: Path) -> None:
     assert read_static_list(str(tmp_path / "list.pt"), VOCAB_SIZE).tolist() == IDS
 
 
-def test_ids_to_keep_are_appended_when_missing(tmp_path: Path) -> None:
-    path = write_list(tmp_path / "list.json", IDS)
-    assert read_static_list(path, VOCAB_SIZE, keep_ids=[0, 2, 2]).tolist() == [*IDS, 2]
-    with pytest.raises(ValueError, match="keep_ids: .* got 10 at index 0"):
-        read_static_list(path, VOCAB_SIZE, keep_ids=[10])
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
