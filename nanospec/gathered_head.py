@@ -35,10 +35,10 @@ class GatheredHead(nn.Module):
         Raises ValueError where shapes do not fit, TypeError where the dtypes of hidden and head differ.
         """
         if vocab.rows is None:
-            logits = gathered_linear(hidden, self.weight, vocab.draft_ids, self.bias)
-        else:
-            _check_rows(hidden, vocab)
-            logits = rows_linear(hidden, vocab.rows, None if self.bias is None else self.bias[vocab.draft_ids])
+            count = None if vocab.all_active else vocab.count
+            return gathered_linear(hidden, self.weight, vocab.draft_ids, self.bias, count)
+        _check_rows(hidden, vocab)
+        logits = rows_linear(hidden, vocab.rows, None if self.bias is None else self.bias[vocab.draft_ids])
         return logits if vocab.all_active else _mask_unused(logits, vocab.count)
 
 
