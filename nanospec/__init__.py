@@ -1,6 +1,7 @@
 """nanospec: lossless speculative decoding that drafts from the few token ids that the context makes likely."""
 
 from nanospec.decode import SpeculativeDecoder
+from nanospec.draft_vocabulary import DraftVocabulary
 from nanospec.gathered_head import GatheredHead
 from nanospec.locality_tracker import LocalityTracker
 from nanospec.records import DraftTree, DraftVocab, Verdict
@@ -15,6 +16,7 @@ from nanospec.vocab_selector import VocabSelector, build_vocab_selector
 __all__ = [
     "DraftTree",
     "DraftVocab",
+    "DraftVocabulary",
     "GatheredHead",
     "GenerationResult",
     "LocalityTracker",

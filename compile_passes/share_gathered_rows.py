@@ -1,0 +1,63 @@
+"""Several gathered products with one weight and the same ids: gather the rows once."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+
+import torch
+from torch import fx
+
+from compile_passes.graph_edits import insert_call
+from compile_passes.node_queries import is_in_place, require_example_tensor
+from nanospec.ops.gathered_linear import shared_gathered_linear
+
+log = logging.getLogger(__name__)
+_ROWS = 5  # position of `rows` among the arguments
+
+
+def share_gathered_rows(graph_module: fx.GraphModule) -> bool:
+    """Before:
+
+        first  = shared_gathered_linear(hidden_1, weight, ids)
+        second = shared_gathered_linear(hidden_2, weight, ids)
+
+    After:
+
+        rows   = index_select(weight, 0, ids)                                          [K, D]
+        first  = shared_gathered_linear(hidden_1, weight, ids, None, None, rows)
+        second = shared_gathered_linear(hidden_2, weight, ids, None, None, rows)
+
+    On a CPU, where a product with gathered rows copies them first. Left alone: elsewhere, since kernels read rows where
+    they lie; products that have rows already; weights and ids that are written in place.
+    """
+    alike: dict[tuple[fx.Node, fx.Node], list[fx.Node]] = defaultdict(list)
+    for node in graph_module.graph.nodes:
+        if node.target is shared_gathered_linear and _rows_of(node) is None:
+            alike[node.args[1], node.args[2]].append(node)
+    changed = False
+    for (weight, ids), products in alike.items():
+        if len(products) < 2:
+            continue
+        reason = _reason_to_decline(weight, ids)
+        if reason is not None:
+            log.debug("%s products with %s gather on their own: %s", len(products), weight.name, reason)
+            continue
+        rows = insert_call(products[0], torch.index_select, (weight, 0, ids))
+        for node in products:
+            given = (*node.args, None, None, None)[:_ROWS]
+            node.args = (*given, rows)
+        changed = True
+    return changed
+
+
+def _rows_of(node: fx.Node) -> object:
+    return node.args[_ROWS] if len(node.args) > _ROWS else None
+
+
+def _reason_to_decline(weight: fx.Node, ids: fx.Node) -> str | None:
+    if require_example_tensor(weight).device.type != "cpu":
+        return "kernels read rows in place"
+    if any(is_in_place(user) for operand in (weight, ids) for user in operand.users):
+        return "one of them is written in place"
+    return None

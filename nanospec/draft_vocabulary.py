@@ -1,0 +1,147 @@
+"""The ids that a compiled drafter scores, in buffers whose addresses never change: updates need no recompilation."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class PackedRows:
+    """A contiguous copy `rows` [K, D] of the head rows that a vocabulary holds, kept in step with its updates.
+
+    `refresh` copies all rows anew if the weight [V, D] was written in place since; `weight.data` escapes its notice.
+    """
+
+    def __init__(self, weight: Tensor, draft_ids: Tensor) -> None:
+        self.weight, self.draft_ids = weakref.ref(weight), draft_ids
+        self.rows = weight.detach().index_select(0, draft_ids)
+        self._version = _version(weight)
+
+    def refresh(self) -> None:
+        weight = self.weight()
+        if weight is not None and _version(weight) != self._version:
+            self._version = _version(weight)
+            torch.index_select(weight.detach(), 0, self.draft_ids, out=self.rows)
+
+    def copy(self, slots: Tensor) -> None:
+        """Copy the rows of `slots` int64 [m] from the weight."""
+        weight = self.weight()
+        if weight is not None:
+            self.rows.index_copy_(0, slots, weight.detach().index_select(0, self.draft_ids[slots]))
+
+
+class VocabularyViews(NamedTuple):
+    """What a compiled graph reads of a draft vocabulary: tensors that keep their address while contents change.
+
+    vocab_size  V
+    draft_ids   int64 [K]  distinct ids in any order; columns from `count` on repeat the id of column 0
+    count       int32 [1]  number of active columns
+    pack        weight [V, D] -> its rows of `draft_ids`, kept contiguous and in step; None: read them from the weight
+    """
+
+    vocab_size: int
+    draft_ids: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which no record needs
+    pack: Callable[[Tensor], PackedRows | Tensor | None]
+
+
+@runtime_checkable
+class HasVocabularyViews(Protocol):
+    """Whatever may be the `vocabulary` of the compile backend."""
+
+    def vocabulary_views(self) -> VocabularyViews: ...
+
+
+class DraftVocabulary:
+    """A set of at most `capacity` (K) ids out of `vocab_size` (V), replaced as a whole by `update`.
+
+    Meant for `torch.compile(draft, backend="nanospec", options={"vocabulary": vocabulary})`. It starts empty: every
+    logit is -inf until the first update. Where the ids follow the text, a `LocalityTracker` keeps them without ever
+    waiting for the device.
+
+    Raises ValueError unless 1 <= capacity <= vocab_size.
+    """
+
+    def __init__(self, vocab_size: int, capacity: int = 3072, device: torch.device | str | None = None) -> None:
+        if not 1 <= capacity <= vocab_size:
+            raise ValueError(f"capacity must be between 1 and vocab_size {vocab_size}, got {capacity}")
+        self.vocab_size, self.capacity = vocab_size, capacity
+        with torch.inference_mode(False):  # ordinary tensors, writable in and outside inference mode
+            self.draft_ids = torch.zeros(capacity, dtype=torch.int64, device=device)
+            self.count = torch.zeros(1, dtype=torch.int32, device=device)
+        self._packs: weakref.WeakSet[PackedRows] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return (
+            f"DraftVocabulary(vocab_size={self.vocab_size}, capacity={self.capacity}, device={self.draft_ids.device})"
+        )
+
+    @torch.no_grad()
+    def update(self, ids: Tensor | Sequence[int]) -> None:
+        """Make `ids`, 1-D, in any order and with repetitions, the active ones; what stays keeps its column.
+
+        The check of the ids waits for the device. Nothing is written unless they are right.
+
+        Raises TypeError for ids that are no integers, ValueError for another shape, for an id outside [0, V) and for
+        more than `capacity` distinct ids.
+        """
+        wanted = self._checked(ids)
+        num_ids = wanted.shape[0]
+        with self._lock:
+            is_wanted = torch.zeros(self.vocab_size, dtype=torch.bool, device=wanted.device)
+            is_wanted[wanted] = True
+            held = self.draft_ids[:num_ids]
+            stays = is_wanted[held] & (torch.arange(num_ids, device=wanted.device) < self.count)
+            is_wanted[held[stays]] = False
+            slots = (~stays).nonzero()[:, 0]
+            self.draft_ids[slots] = is_wanted.nonzero()[:, 0]
+            self.draft_ids[num_ids:] = self.draft_ids[0].clone()
+            self.count.fill_(num_ids)
+            for pack in self._packs:
+                pack.copy(slots)
+
+    def pack(self, weight: Tensor) -> PackedRows | None:
+        """The rows of `weight` [V, D] kept contiguous, once per weight; None off the CPU, where kernels read in place.
+
+        Raises ValueError for a weight with another number of rows.
+        """
+        if weight.dim() != 2 or weight.shape[0] != self.vocab_size:
+            raise ValueError(f"weight must be [{self.vocab_size}, D], got shape {tuple(weight.shape)}")
+        if weight.device.type != "cpu":
+            return None
+        with self._lock, torch.inference_mode(False):
+            known = next((pack for pack in self._packs if pack.weight() is weight), None)
+            pack = PackedRows(weight, self.draft_ids) if known is None else known
+            self._packs.add(pack)
+            return pack
+
+    def vocabulary_views(self) -> VocabularyViews:
+        return VocabularyViews(self.vocab_size, self.draft_ids, self.count, self.pack)
+
+    def _checked(self, ids: Tensor | Sequence[int]) -> Tensor:
+        """Distinct ids, ascending, on the device of the buffers."""
+        given = torch.as_tensor(ids)
+        if given.numel() == 0:
+            given = given.long()
+        if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+            raise TypeError(f"ids must be integers, got {given.dtype}")
+        if given.dim() != 1:
+            raise ValueError(f"ids must be 1-D, got shape {tuple(given.shape)}")
+        distinct = given.to(self.draft_ids.device, torch.int64).unique()
+        outside = distinct[(distinct < 0) | (distinct >= self.vocab_size)]
+        if outside.numel():
+            raise ValueError(f"ids must be between 0 and {self.vocab_size - 1}, got {int(outside[0])}")
+        if distinct.shape[0] > self.capacity:
+            raise ValueError(f"ids must hold at most capacity {self.capacity} distinct ids, got {distinct.shape[0]}")
+        return distinct
+
+
+def _version(weight: Tensor) -> int:
+    """How often the weight was written in place; inference tensors do not count, and never change outside of it."""
+    return 0 if weight.is_inference() else weight._version
