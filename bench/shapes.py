@@ -17,6 +17,7 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "demo": Shape(256, 131_072, 3072),
+    "hidden-1024": Shape(1024, 131_072, 3072),
     "llama-3.2-1b": Shape(2048, 128_256, 3072),
     "llama-3.1-8b": Shape(4096, 128_256, 3072),
 }

@@ -39,15 +39,15 @@ def nanospec(
     if chosen.vocabulary is None:
         warnings.warn("backend 'nanospec' got no vocabulary: no output head is restricted", stacklevel=2)
     rewritten = copy_graph_module(graph_module)
-    placeholders = rewritten.graph.find_nodes(op="placeholder")
-    tensors = {node.name: value for node, value in zip(placeholders, example_inputs, strict=True)}
+    names = [node.name for node in rewritten.graph.find_nodes(op="placeholder")]
+    tensors = dict(zip(names, example_inputs, strict=True))
     context = RewriteContext(tensors, chosen.vocabulary, chosen.head_weight)
     attach_context(rewritten, context)
     changed = run_passes(rewritten)
     if not changed:
         return _compile_inner(graph_module, example_inputs, chosen)
     compiled = _compile_inner(rewritten, [*example_inputs, *_as_compile_inputs(context.static_inputs)], chosen)
-    return _with_static_inputs(compiled, context)
+    return _with_static_inputs(compiled, context, names)
 
 
 def _as_compile_inputs(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -71,13 +71,21 @@ def _compile_inner(graph_module: fx.GraphModule, inputs: Sequence[Any], chosen: 
     return compiled
 
 
-def _with_static_inputs(compiled: CompiledGraph, context: RewriteContext) -> CompiledGraph:
-    static_inputs, before_call = tuple(context.static_inputs), tuple(context.before_call)
+def _with_static_inputs(compiled: CompiledGraph, context: RewriteContext, names: Sequence[str]) -> CompiledGraph:
+    """`compiled` as Dynamo calls it: without the inputs that the passes have added."""
+    packed = [(position, names.index(weight), pack) for position, (weight, pack) in context.packed.items()]
+    static_inputs = tuple(context.static_inputs)
 
     def call_compiled(*args: Any) -> Any:
-        for prepare in before_call:
-            prepare()
-        return compiled(*args, *static_inputs)
+        inputs = list(static_inputs)
+        for position, weight_position, pack in packed:
+            rows = pack(args[weight_position])
+            if rows is None:
+                raise RuntimeError(
+                    f"the weight {names[weight_position]} must be the one whose rows its vocabulary keeps"
+                )
+            inputs[position] = rows
+        return compiled(*args, *inputs)
 
     return call_compiled
 

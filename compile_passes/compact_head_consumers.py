@@ -104,8 +104,8 @@ def _argmax(user: fx.Node, wide: fx.Node) -> fx.Node | None:
 
 def _max(user: fx.Node, wide: fx.Node) -> fx.Node | None:
     dim = argument(user, 1, "dim")
-    if dim is None:
-        return _amax(user, wide)
+    if dim is None:  # of all; not the larger of two tensors, torch.max(wide, other=...)
+        return _amax(user, wide) if user.args == (wide,) and not user.kwargs else None
     picks_parts = all(part.target is operator.getitem for part in user.users)
     if not is_last_dim(wide, dim) or "out" in user.kwargs or not picks_parts:
         return None

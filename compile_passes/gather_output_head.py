@@ -20,7 +20,7 @@ from compile_passes.node_queries import (
 )
 from compile_passes.rewrite_context import RewriteContext, require_context
 from compile_passes.row_operations import insert_on_compact, is_cast, is_row_choice, is_scaling, is_squashing
-from nanospec.draft_vocabulary import PackedRows, VocabularyViews
+from nanospec.draft_vocabulary import VocabularyViews
 from nanospec.ops.gathered_linear import shared_gathered_linear
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _gather(node: fx.Node, product: WeightProduct, context: RewriteContext, voca
     draft_ids = context.static_input(graph, vocabulary.draft_ids, "draft_ids")
     count = context.static_input(graph, vocabulary.count, "count")
     is_trained = weight.requires_grad and require_example_tensor(node).requires_grad
-    rows = None if is_trained else _packed_rows(graph, context, vocabulary, weight)
+    rows = None if is_trained else context.packed_input(product.weight, vocabulary.pack)
     args = (product.hidden, product.weight, draft_ids, product.bias, count, rows)
     compact = insert_call(node, shared_gathered_linear, args)
 
@@ -142,16 +142,3 @@ def _gather(node: fx.Node, product: WeightProduct, context: RewriteContext, voca
         compact = insert_call(last, mask_unused, (compact, draft_ids, count, -torch.inf))
     wide_args = (compact, draft_ids, count, vocabulary.vocab_size, -torch.inf)
     replace_node(last, insert_call(last, scatter_to_vocabulary, wide_args))
-
-
-def _packed_rows(
-    graph: fx.Graph, context: RewriteContext, vocabulary: VocabularyViews, weight: Tensor
-) -> fx.Node | None:
-    pack = vocabulary.pack(weight)
-    if pack is None:
-        return None
-    if isinstance(pack, PackedRows):
-        if pack.refresh not in context.before_call:
-            context.before_call.append(pack.refresh)
-        pack = pack.rows
-    return context.static_input(graph, pack, "rows")

@@ -14,6 +14,7 @@ from compile_passes.node_queries import (
     find_example_tensor,
     find_weight_product,
     is_last_dim,
+    is_written_between,
     op_name,
     require_example_tensor,
 )
@@ -44,7 +45,7 @@ def gather_selected_linear(graph_module: fx.GraphModule) -> bool:
         product = find_weight_product(logits)
         if product is None:
             continue
-        reason = _reason_to_decline(logits, product, ids)
+        reason = _reason_to_decline(logits, product, node, ids)
         if reason is not None:
             log.debug("%s is left alone: %s", node.name, reason)
             continue
@@ -75,7 +76,7 @@ def _find_selection(node: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
     return (logits, ids, True) if takes_all_rows else None
 
 
-def _reason_to_decline(logits: fx.Node, product: WeightProduct, ids: object) -> str | None:
+def _reason_to_decline(logits: fx.Node, product: WeightProduct, selection: fx.Node, ids: object) -> str | None:
     ids_value, weight = find_example_tensor(ids), find_example_tensor(product.weight)
     value, hidden = find_example_tensor(logits), find_example_tensor(product.hidden)
     if ids_value is None or weight is None or value is None or hidden is None:
@@ -84,6 +85,8 @@ def _reason_to_decline(logits: fx.Node, product: WeightProduct, ids: object) -> 
         return "the selection is no 1-D integer tensor"
     if len(logits.users) != 1:
         return "its logits have other users"
+    if is_written_between(logits, selection):
+        return "something is written in place between product and selection"
     if hidden.dtype != weight.dtype or value.dtype != weight.dtype:
         return f"it mixes dtypes ({hidden.dtype}, {weight.dtype}, {value.dtype}), as under autocast"
     if isinstance(ids_value.shape[0], int) and ids_value.shape[0] > weight.shape[0]:

@@ -148,7 +148,7 @@ def find_weight_product(node: fx.Node) -> WeightProduct | None:
         return None
     if not isinstance(hidden, fx.Node) or not isinstance(weight, fx.Node) or "out" in node.kwargs:
         return None
-    if weight.op not in ("placeholder", "get_attr") or (bias is not None and not isinstance(bias, fx.Node)):
+    if weight.op != "placeholder" or (bias is not None and not isinstance(bias, fx.Node)):
         return None
     return WeightProduct(hidden, weight, bias)
 
@@ -171,6 +171,16 @@ def find_transposed(node: object) -> fx.Node | None:
 
 
 def owner_of(node: fx.Node) -> str | None:
-    """The path of the innermost module whose code made this node; None for code outside of any submodule."""
+    """The paths of the modules whose code made this node, outermost first; None for code outside of any module."""
     stack = node.meta.get("nn_module_stack")
-    return list(stack.values())[-1][0] if stack else None
+    return " > ".join(path for path, _ in stack.values()) if stack else None
+
+
+def is_written_between(first: fx.Node, last: fx.Node) -> bool:
+    """Whether any call between the two writes in place, to whatever it may be."""
+    node = first.next
+    while node is not last:
+        if is_in_place(node):
+            return True
+        node = node.next
+    return False

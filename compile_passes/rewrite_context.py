@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor
@@ -11,6 +12,13 @@ from torch._subclasses import FakeTensor
 from nanospec.draft_vocabulary import VocabularyViews
 
 _META_KEY = "nanospec"
+
+
+class PackedInput(NamedTuple):
+    """Rows that `pack` gives for the weight behind the placeholder `weight`."""
+
+    weight: str
+    pack: Callable[[Tensor], Tensor | None]
 
 
 @dataclass
@@ -21,25 +29,19 @@ class RewriteContext:
     vocabulary     what to draft from, None: no head is restricted
     head_weight    the weight [V, D] that the caller named, None: found by structure
     static_inputs  tensors behind the placeholders that passes have added, in order; same address in every call
-    before_call    run on the host before every call of the compiled graph
+    packed         position in `static_inputs` -> where packed rows come from, looked up anew in every call: one graph
+                   serves every weight that passes Dynamo's guards, and weights may be written between calls
     """
 
     tensors: Mapping[str, object]
     vocabulary: VocabularyViews | None = None
     head_weight: Tensor | None = None
     static_inputs: list[Tensor] = field(default_factory=list)
-    before_call: list[Callable[[], None]] = field(default_factory=list)
+    packed: dict[int, PackedInput] = field(default_factory=dict)
 
     def tensor_of(self, node: fx.Node) -> Tensor | None:
         """The tensor behind an input of the graph; None for anything else."""
-        if node.op == "placeholder":
-            tensor = self.tensors.get(node.name)
-        elif node.op == "get_attr":
-            module = node.graph.owning_module
-            assert module is not None, "a graph is rewritten inside its module"
-            tensor = dict(module.named_parameters()).get(str(node.target))
-        else:
-            return None
+        tensor = self.tensors.get(node.name) if node.op == "placeholder" else None
         return tensor if isinstance(tensor, Tensor) else None
 
     def static_input(self, graph: fx.Graph, tensor: Tensor, name: str) -> fx.Node:
@@ -59,6 +61,18 @@ class RewriteContext:
         node.meta["tensor_dict"] = {"_dynamo_static_input_type": "guarded"}
         node.meta["example_value"] = _as_example(tensor, placeholders)
         self.static_inputs.append(tensor)
+        return node
+
+    def packed_input(self, weight: fx.Node, pack: Callable[[Tensor], Tensor | None]) -> fx.Node | None:
+        """A placeholder for the packed rows of the weight behind `weight`; None where there are none."""
+        tensor = self.tensor_of(weight)
+        rows = None if tensor is None else pack(tensor)
+        if rows is None:
+            return None
+        num_known = len(self.static_inputs)
+        node = self.static_input(weight.graph, rows, "rows")
+        if len(self.static_inputs) > num_known:
+            self.packed[num_known] = PackedInput(weight.name, pack)
         return node
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from compile_passes.graph_edits import insert_call
-from compile_passes.node_queries import is_in_place, require_example_tensor
+from compile_passes.node_queries import is_written_between, require_example_tensor
 from nanospec.ops.gathered_linear import shared_gathered_linear
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def share_gathered_rows(graph_module: fx.GraphModule) -> bool:
         second = shared_gathered_linear(hidden_2, weight, ids, None, None, rows)
 
     On a CPU, where a product with gathered rows copies them first. Left alone: elsewhere, since kernels read rows where
-    they lie; products that have rows already; weights and ids that are written in place.
+    they lie; products that have rows already; products between which anything is written in place.
     """
     alike: dict[tuple[fx.Node, fx.Node], list[fx.Node]] = defaultdict(list)
     for node in graph_module.graph.nodes:
@@ -39,7 +39,7 @@ def share_gathered_rows(graph_module: fx.GraphModule) -> bool:
     for (weight, ids), products in alike.items():
         if len(products) < 2:
             continue
-        reason = _reason_to_decline(weight, ids)
+        reason = _reason_to_decline(weight, products)
         if reason is not None:
             log.debug("%s products with %s gather on their own: %s", len(products), weight.name, reason)
             continue
@@ -55,9 +55,9 @@ def _rows_of(node: fx.Node) -> object:
     return node.args[_ROWS] if len(node.args) > _ROWS else None
 
 
-def _reason_to_decline(weight: fx.Node, ids: fx.Node) -> str | None:
+def _reason_to_decline(weight: fx.Node, products: list[fx.Node]) -> str | None:
     if require_example_tensor(weight).device.type != "cpu":
         return "kernels read rows in place"
-    if any(is_in_place(user) for operand in (weight, ids) for user in operand.users):
-        return "one of them is written in place"
+    if is_written_between(products[0], products[-1]):
+        return "something is written in place between them"
     return None

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-
-
-class PackedRows:
-    """A contiguous copy `rows` [K, D] of the head rows that a vocabulary holds, kept in step with its updates.
-
-    `refresh` copies all rows anew if the weight [V, D] was written in place since; `weight.data` escapes its notice.
-    """
-
-    def __init__(self, weight: Tensor, draft_ids: Tensor) -> None:
-        self.weight, self.draft_ids = weakref.ref(weight), draft_ids
-        self.rows = weight.detach().index_select(0, draft_ids)
-        self._version = _version(weight)
-
-    def refresh(self) -> None:
-        weight = self.weight()
-        if weight is not None and _version(weight) != self._version:
-            self._version = _version(weight)
-            torch.index_select(weight.detach(), 0, self.draft_ids, out=self.rows)
-
-    def copy(self, slots: Tensor) -> None:
-        """Copy the rows of `slots` int64 [m] from the weight."""
-        weight = self.weight()
-        if weight is not None:
-            self.rows.index_copy_(0, slots, weight.detach().index_select(0, self.draft_ids[slots]))
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 class VocabularyViews(NamedTuple):
@@ -41,13 +17,13 @@ class VocabularyViews(NamedTuple):
     vocab_size  V
     draft_ids   int64 [K]  distinct ids in any order; columns from `count` on repeat the id of column 0
     count       int32 [1]  number of active columns
-    pack        weight [V, D] -> its rows of `draft_ids`, kept contiguous and in step; None: read them from the weight
+    pack        weight [V, D] -> its rows of `draft_ids` as they are now, [K, D], contiguous; None: read the weight
     """
 
     vocab_size: int
     draft_ids: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which no record needs
-    pack: Callable[[Tensor], PackedRows | Tensor | None]
+    pack: Callable[[Tensor], Tensor | None]
 
 
 @runtime_checkable
@@ -74,7 +50,7 @@ class DraftVocabulary:
         with torch.inference_mode(False):  # ordinary tensors, writable in and outside inference mode
             self.draft_ids = torch.zeros(capacity, dtype=torch.int64, device=device)
             self.count = torch.zeros(1, dtype=torch.int32, device=device)
-        self._packs: weakref.WeakSet[PackedRows] = weakref.WeakSet()
+        self._packed = WeakIdKeyDictionary()  # weight -> _PackedRows, as long as the weight lives
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -103,23 +79,27 @@ class DraftVocabulary:
             self.draft_ids[slots] = is_wanted.nonzero()[:, 0]
             self.draft_ids[num_ids:] = self.draft_ids[0].clone()
             self.count.fill_(num_ids)
-            for pack in self._packs:
-                pack.copy(slots)
+            for weight, packed in self._packed.items():
+                packed.update(weight, slots, self.draft_ids[slots])
 
-    def pack(self, weight: Tensor) -> PackedRows | None:
-        """The rows of `weight` [V, D] kept contiguous, once per weight; None off the CPU, where kernels read in place.
+    def pack(self, weight: Tensor) -> Tensor | None:
+        """Rows [K, D] of `weight` [V, D], kept contiguous, once per weight, and in step with updates.
+
+        A weight that was written in place since is copied anew. None where that could go unnoticed (weights made in
+        inference mode), and off the CPU, where kernels read rows where they lie. Writes through `weight.data` escape.
 
         Raises ValueError for a weight with another number of rows.
         """
         if weight.dim() != 2 or weight.shape[0] != self.vocab_size:
             raise ValueError(f"weight must be [{self.vocab_size}, D], got shape {tuple(weight.shape)}")
-        if weight.device.type != "cpu":
+        if weight.device.type != "cpu" or weight.is_inference():
             return None
-        with self._lock, torch.inference_mode(False):
-            known = next((pack for pack in self._packs if pack.weight() is weight), None)
-            pack = PackedRows(weight, self.draft_ids) if known is None else known
-            self._packs.add(pack)
-            return pack
+        with self._lock:
+            packed = self._packed.get(weight)
+            if packed is None or packed.state != _state(weight):
+                with torch.inference_mode(False), torch.no_grad():
+                    packed = self._packed[weight] = _PackedRows(_state(weight), weight[self.draft_ids])
+            return packed.rows
 
     def vocabulary_views(self) -> VocabularyViews:
         return VocabularyViews(self.vocab_size, self.draft_ids, self.count, self.pack)
@@ -142,6 +122,18 @@ class DraftVocabulary:
         return distinct
 
 
-def _version(weight: Tensor) -> int:
-    """How often the weight was written in place; inference tensors do not count, and never change outside of it."""
-    return 0 if weight.is_inference() else weight._version
+class _PackedRows(NamedTuple):
+    """Head rows [K, D] and the state of their weight when they were copied."""
+
+    state: tuple
+    rows: Tensor
+
+    def update(self, weight: Tensor, slots: Tensor, ids: Tensor) -> None:
+        """Copy the rows of `ids` into `slots`, both int64 [m]; not from a weight that has changed: that is for `pack`."""
+        if self.state == _state(weight):
+            self.rows.index_copy_(0, slots, weight.detach().index_select(0, ids))
+
+
+def _state(weight: Tensor) -> tuple:
+    """Where a weight lies, as what, and how often it was written in place."""
+    return weight.data_ptr(), weight.dtype, weight.shape, weight._version

@@ -87,6 +87,7 @@ WIDE: dict[str, Callable[[Tensor], object]] = {
     "transposed": lambda x: x.transpose(-1, -2).isneginf(),
     "sorted": lambda x: x.sort(-1, descending=True).values,
     "binary max": lambda x: torch.max(x, x + 1),
+    "binary max by name": lambda x: torch.max(x, other=torch.zeros(())),
     "flattened over the vocabulary": lambda x: x.flatten().isneginf(),
 }
 

@@ -69,6 +69,24 @@ def test_graphs_in_doubt_are_left_alone(name: str) -> None:
     assert count_calls(rewritten)["linear"] == 1
 
 
+def test_a_product_whose_input_is_written_before_the_selection_stays_where_it_is() -> None:
+    head = nn.Linear(D, V)
+
+    def select(hidden: Tensor, ids: Tensor) -> Tensor:
+        logits = head(hidden)
+        hidden.zero_()
+        return logits[..., ids]
+
+    hidden = torch.randn(2, D)
+    with torch.no_grad():
+        expected = head(hidden)[..., IDS]
+        _, changed = rewrite(select, hidden.clone(), IDS)
+        with pytest.warns(UserWarning, match="no vocabulary"):
+            selected = torch.compile(select, backend="nanospec", options={"inner": "eager"})(hidden, IDS)
+    assert changed == []
+    torch.testing.assert_close(selected, expected)
+
+
 def test_gradients_of_repeated_columns_add_up() -> None:
     model, hidden = Model(SELECTIONS["ellipsis"][0], bias=True).double(), torch.randn(2, D, dtype=torch.float64)
     hidden.requires_grad_()
