@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,17 @@ from nanospec.autoregression import AutoregressiveLoop
 from nanospec.checkpoints.eagle import load_eagle_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.target import load_target
+from nanospec.compiled_drafter import (
+    CompiledTreeDrafter,
+    compile_headless_drafter,
+    compile_tree_drafter,
+    refuse_uncompiled,
+)
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
 from nanospec.drafters.drafter import Drafter
-from nanospec.headless import HeadlessProbe
+from nanospec.drafters.eagle import EagleDrafter
+from nanospec.graph_compiler import inner_backend
+from nanospec.headless import HeadlessProbe, headless_tree_drafter
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams
@@ -45,8 +54,12 @@ class SpeculativeDecoder:
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
     capacity          most rows that an in-context vocabulary holds (K)
     frequent_ids      int64 [N], most frequent first: what "static:N" takes its ids from
+    compile           True: drafts through torch.compile's backend "nanospec", the target through Inductor; the same
+                      tokens. The first request compiles, or `warm_up`. "aot_eager" or "eager" stand in for Inductor.
+                      Such a decoder has caches of its own over the weights of `target` and `drafter`
 
-    Raises ValueError or TypeError naming the argument, what it must be and what it was.
+    Raises ValueError or TypeError naming the argument, what it must be and what it was; NotImplementedError for a
+    drafter that cannot be compiled.
     """
 
     def __init__(
@@ -59,6 +72,7 @@ class SpeculativeDecoder:
         num_top: int | None = None,
         capacity: int = 3072,
         frequent_ids: Tensor | None = None,
+        compile: bool | str = False,
     ) -> None:
         most = min(MAX_NUM_TOP, target.vocab_size)
         num_top = min(DEFAULT_NUM_TOP, most) if num_top is None else num_top
@@ -66,9 +80,16 @@ class SpeculativeDecoder:
             raise ValueError(f"num_top must be in [1, {most}], got {num_top}")
         if drafter.dtype != target.dtype:
             raise ValueError(f"drafter must have the target's dtype {target.dtype}, got {drafter.dtype}")
+        self.compile, compiled_by = compile, inner_backend(compile)
+        if target.compiled_by != compiled_by:  # with caches of its own
+            target = Target(target.model, compiled_by)
+            drafter = drafter.with_own_cache() if isinstance(drafter, EagleDrafter) else drafter
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.num_top, self.capacity, self.frequent_ids = num_top, min(capacity, target.vocab_size), frequent_ids
         self.vocab = build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=frequent_ids)
+        if compiled_by is not None:
+            refuse_uncompiled(drafter, self.vocab)
+        self._compiled_drafters: dict[tuple[TreeShape, bool], CompiledTreeDrafter] = {}
         self.eos_ids = _eos_ids(target, tokenizer)
         self.last_stats: GenerationStats | None = None
         num_rows = self.vocab.select(None).draft_ids.shape[-1]
@@ -115,8 +136,22 @@ class SpeculativeDecoder:
     def with_vocab(self, vocab: str | VocabSelector) -> SpeculativeDecoder:
         """A decoder over the same modules and tree with another draft vocabulary; use one at a time."""
         return type(self)(
-            self.target, self.drafter, vocab, self.tree, self.tokenizer, self.num_top, self.capacity, self.frequent_ids
+            self.target,
+            self.drafter,
+            vocab,
+            self.tree,
+            self.tokenizer,
+            self.num_top,
+            self.capacity,
+            self.frequent_ids,
+            self.compile,
         )
+
+    def warm_up(self) -> None:
+        """Decode a few tokens, so that the first request does not wait for compilation or for memory."""
+        loop, _ = self.speculate(torch.zeros(1, 2, dtype=torch.int64, device=self.target.device), self.tree, 16)
+        for _ in islice(loop.steps(), 3):
+            pass
 
     def encode(self, text: str) -> Tensor:
         """input_ids int64 [1, P] of a prompt, through the tokenizer's chat template where it has one."""
@@ -143,7 +178,7 @@ class SpeculativeDecoder:
         request = self._request(input_ids, **settings)
         loop, stats = self._speculate(request, self.tree)
         if probe_headless:
-            loop.probe = HeadlessProbe(self.drafter, self.tree, stats, self.target.device)
+            loop.probe = HeadlessProbe(self._tree_drafter(self.tree, headless=True), stats, self.target.device)
         return self._collect(OutputCutter(request, self._text_stream(request)), loop.steps(), stats)
 
     def stream(self, input_ids: Tensor | Sequence[int], **settings: Any) -> Iterator[StreamPiece]:
@@ -187,9 +222,25 @@ class SpeculativeDecoder:
 
     def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
         stats = replace(self._new_stats(), tree=tree)
-        tree_drafter = TreeDrafter(self.drafter, tree)
+        tree_drafter = self._tree_drafter(tree)
         loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
         return loop, stats
+
+    def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> TreeDrafter | CompiledTreeDrafter:
+        """Grows the trees of a request; compiled ones are kept, each with its graph."""
+        drafter, inner = self.drafter, self.target.compiled_by
+        if inner is None:
+            return (
+                headless_tree_drafter(drafter, shape, self.target.device) if headless else TreeDrafter(drafter, shape)
+            )
+        key = (shape, headless)
+        if key not in self._compiled_drafters:
+            if headless:
+                compiled = compile_headless_drafter(drafter, shape, inner)
+            else:
+                compiled = compile_tree_drafter(drafter, shape, self.vocab, inner)
+            self._compiled_drafters[key] = compiled
+        return self._compiled_drafters[key]
 
     def _request(
         self,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from nanospec.compiled_drafter import CompiledTreeDrafter
 from nanospec.drafters.drafter import Drafter
 from nanospec.records import DraftVocab
 from nanospec.stats import GenerationStats
@@ -22,14 +23,17 @@ class _HeadlessDrafter:
     name = "headless"
 
     def __init__(self, drafter: Drafter, width: int, device: torch.device) -> None:
-        self.reset, self.rewind, self.extend, self.advance = (
-            drafter.reset, drafter.rewind, drafter.extend, drafter.advance,
-        )  # fmt: skip
+        self.reset, self.extend, self.advance = drafter.reset, drafter.extend, drafter.advance
         self.dtype = drafter.dtype
         self._logits = torch.arange(width, dtype=torch.float32, device=device).expand(1, width, -1)
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
         return self._logits[:, : states.shape[1]]
+
+
+def headless_tree_drafter(drafter: Drafter, shape: TreeShape, device: torch.device) -> TreeDrafter:
+    """Grows the trees of `shape` with the head deleted."""
+    return TreeDrafter(_HeadlessDrafter(drafter, shape.branching, device), shape)
 
 
 class HeadlessProbe:
@@ -38,14 +42,19 @@ class HeadlessProbe:
     A step's draft time also holds the drafter's pass over the accepted tokens: `timed` counts that in.
     """
 
-    def __init__(self, drafter: Drafter, shape: TreeShape, stats: GenerationStats, device: torch.device) -> None:
-        self.stats, self.device = stats, device
-        width = shape.branching
-        self.tree_drafter = TreeDrafter(_HeadlessDrafter(drafter, width, device), shape)
+    def __init__(
+        self, tree_drafter: TreeDrafter | CompiledTreeDrafter, stats: GenerationStats, device: torch.device
+    ) -> None:
+        self.stats, self.device, self.tree_drafter = stats, device, tree_drafter
+        self._is_warm = not isinstance(tree_drafter, CompiledTreeDrafter)
+        width = tree_drafter.shape.branching
         ids = torch.arange(width, device=device)[None]
         self.vocab = DraftVocab(ids, torch.full((1,), width, dtype=torch.int32, device=device), None)
 
     def draft(self, root_id: Tensor, state: Tensor) -> None:
+        if not self._is_warm:  # the first call may compile
+            self.tree_drafter.draft(root_id, state, self.vocab)
+            self._is_warm = True
         with self.timed():
             self.tree_drafter.draft(root_id, state, self.vocab)
 

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
+class CacheRows(NamedTuple):
+    """Where one pass of a model writes: behind the first `start` rows of buffer [num_layers, 2, B, H, capacity, d].
+
+    A plain value, so that a compiled pass takes the buffer as a tensor and `start` as one integer for all layers.
+    """
+
+    buffer: Tensor
+    start: int
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """keys, values [B, H, n, d] -> views over the first start + n rows of this layer."""
+        end = self.start + keys.shape[2]
+        key_rows, value_rows = self.buffer[layer]
+        key_rows[:, :, self.start : end] = keys
+        value_rows[:, :, self.start : end] = values
+        return key_rows[:, :, :end], value_rows[:, :, :end]
+
+
 class KVCache:
     """One buffer [num_layers, 2, B, H, capacity, head_dim]; `length` tokens of it are certain.
 
-    `append` writes behind everything written so far and returns views, so attention never concatenates.
-    Rows in [length, written) belong to a draft tree: `compact` keeps the accepted ones, `rewind` drops all of them.
+    A pass writes where `rows` says, behind the certain tokens, and reads views, so attention never concatenates.
+    Rows from `length` on belong to a draft tree: `compact` keeps the accepted ones, the next pass overwrites the rest.
     """
 
     def __init__(
@@ -27,15 +47,10 @@ class KVCache:
         self.buffer = torch.empty(self.shape, dtype=dtype, device=device)
         self.length = 0
         self.num_resets = 0
-        self._written = [0] * num_layers
 
     @property
     def capacity(self) -> int:
         return self.buffer.shape[4]
-
-    @property
-    def num_layers(self) -> int:
-        return self.shape[0]
 
     def fits(self, weight: Tensor) -> bool:
         """Whether a model with such weights can write here: same dtype, same device."""
@@ -48,30 +63,17 @@ class KVCache:
                 self.buffer = self.buffer.new_zeros(*self.shape[:4], capacity, self.shape[5])
         self.length = 0
         self.num_resets += 1
-        self.rewind()
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys, values [B, H, n, head_dim] -> views over all rows written so far in this layer."""
-        start = self._written[layer]
-        end = start + keys.shape[2]
+    def rows(self, num_tokens: int, behind: int = 0) -> CacheRows:
+        """Where a pass over `num_tokens` writes: behind the certain tokens and `behind` uncertain ones."""
+        start = self.length + behind
+        end = start + num_tokens
         assert end <= self.capacity, f"KV cache holds {self.capacity} tokens, asked for {end}"
-        key_rows, value_rows = self.buffer[layer]
-        key_rows[:, :, start:end] = keys
-        value_rows[:, :, start:end] = values
-        self._written[layer] = end
-        return key_rows[:, :, :end], value_rows[:, :, :end]
-
-    def rows_written(self, layer: int = 0) -> int:
-        return self._written[layer]
-
-    def rewind(self) -> None:
-        """Drop what was written behind the certain tokens."""
-        self._written = [self.length] * self.num_layers
+        return CacheRows(self.buffer, start)
 
     def commit(self, num_tokens: int) -> None:
-        """The next `num_tokens` rows behind the certain ones become certain; the rest is dropped."""
+        """The next `num_tokens` rows behind the certain ones become certain."""
         self.length += num_tokens
-        self.rewind()
 
     def compact(self, accepted_pos: Tensor, num_accepted: int) -> None:
         """Move the accepted tree nodes to the front of the tree's rows and make them certain.
@@ -85,32 +87,32 @@ class KVCache:
 
 
 class _CacheLayerView(CacheLayerMixin):
-    """One layer of a `KVCache` as transformers sees it."""
+    """One layer of `CacheRows` as transformers sees it."""
 
     is_sliding = False
     is_croppable = False
 
-    def __init__(self, cache: KVCache, layer: int) -> None:
+    def __init__(self, rows: CacheRows, layer: int) -> None:
         super().__init__()
-        self.cache, self.layer = cache, layer
+        self.rows, self.layer = rows, layer
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the buffer exists already."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        return self.cache.append(self.layer, key_states, value_states)
+        return self.rows.append(self.layer, key_states, value_states)
 
     def get_seq_length(self) -> int:
-        return self.cache.rows_written(self.layer)
+        return self.rows.start
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        return self.cache.capacity
+        return self.rows.buffer.shape[4]
 
 
-def as_transformers_cache(cache: KVCache) -> Cache:
-    """A transformers `Cache` whose layers write into `cache`."""
-    return Cache(layers=[_CacheLayerView(cache, layer) for layer in range(cache.num_layers)])
+def as_transformers_cache(rows: CacheRows) -> Cache:
+    """A transformers `Cache` for one pass, whose layers write into `rows`."""
+    return Cache(layers=[_CacheLayerView(rows, layer) for layer in range(rows.buffer.shape[0])])

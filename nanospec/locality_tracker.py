@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nanospec.draft_vocabulary import VocabularyViews
 from nanospec.ops.vocabulary_update import NEVER_LEAVES, vocabulary_update
 from nanospec.vocab.static_list import check_token_ids
 
@@ -115,6 +116,15 @@ class LocalityTracker(nn.Module):
         self.token_slot.masked_fill_(chosen, -1)
         self.token_slot[:, self.pinned_ids] = torch.arange(num_pinned, dtype=torch.int32, device=chosen.device)
         self.count.masked_fill_(chosen[:, 0], num_pinned)
+
+    def vocabulary_views(self) -> VocabularyViews:
+        """Its buffers for the compile backend, which reads the rows from the head's weight.
+
+        Raises ValueError for more than one sequence: a compiled graph scores one vocabulary.
+        """
+        if self.batch_size != 1:
+            raise ValueError(f"batch_size must be 1 for a compiled graph, got {self.batch_size}")
+        return VocabularyViews(self.vocab_size, self.draft_ids[0], self.count, pack=lambda weight: None)
 
     def _row_mask(self, rows: Tensor | None) -> Tensor:
         if rows is None:

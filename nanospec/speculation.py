@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from nanospec.compiled_drafter import CompiledTreeDrafter
 from nanospec.headless import HeadlessProbe
 from nanospec.records import DraftTree, Verdict
 from nanospec.request import Request
@@ -14,7 +15,7 @@ from nanospec.sampling import uniforms
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
-from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_drafter import TreeDrafter, cache_rows_needed
 from nanospec.verifier import verify
 from nanospec.vocab_selector import VocabSelector
 
@@ -30,7 +31,7 @@ class SpeculativeLoop:
     def __init__(
         self,
         target: Target,
-        tree_drafter: TreeDrafter,
+        tree_drafter: TreeDrafter | CompiledTreeDrafter,
         vocab: VocabSelector,
         num_top: int,
         request: Request,
@@ -88,7 +89,8 @@ class SpeculativeLoop:
         request, target = self.request, self.target
         with self.clock.stage("prefill"):
             input_ids = request.input_ids
-            capacity = input_ids.shape[1] + request.max_new_tokens + self.path_length + self.tree_drafter.capacity
+            num_tree_rows = cache_rows_needed(self.tree_drafter.shape)
+            capacity = input_ids.shape[1] + request.max_new_tokens + self.path_length + num_tree_rows
             self.turn = target.reset(capacity)
             self.drafter.reset(capacity)
             self.vocab.reset()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nanospec.kv_cache import KVCache, as_transformers_cache
+from nanospec.graph_compiler import compile_apart, mark_growing
+from nanospec.kv_cache import CacheRows, KVCache, as_transformers_cache
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree
 from nanospec.tree_layout import additive_mask
@@ -42,14 +44,18 @@ class Verification(NamedTuple):
 class Target(nn.Module):
     """Prefill, tree verification and plain decoding over one preallocated key-value cache.
 
+    compiled_by: the torch.compile backend ("inductor", "aot_eager", "eager") of tree verification and plain decoding,
+    one graph for all trees and context lengths; prefill stays eager. Targets over one model do not disturb each other.
+
     Raises NotImplementedError, by name, for architectures, windows and attention kernels that are wrong with trees.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, compiled_by: str | None = None) -> None:
         super().__init__()
         refuse_unsupported(model)
-        self.model = model.eval()
+        self.model, self.compiled_by = model.eval(), compiled_by
         self._cache: KVCache | None = None
+        self._compiled_passes: dict[int, Callable[..., Verification]] = {}
 
     @property
     def config(self):
@@ -92,7 +98,6 @@ class Target(nn.Module):
             self._cache = KVCache(
                 config.num_hidden_layers, config.num_key_value_heads, head_dim, self.dtype, self.device
             )
-            self._hf_cache = as_transformers_cache(self._cache)
         return self._cache
 
     def reset(self, capacity: int) -> int:
@@ -119,7 +124,8 @@ class Target(nn.Module):
             start, length = self.cache.length, chunk.shape[1]
             positions = torch.arange(start, start + length, device=chunk.device)
             visible = torch.arange(start + length, device=chunk.device) <= positions[:, None]
-            features.append(self._run_body(chunk, positions[None], visible[None]))
+            mask = additive_mask(visible, self.dtype)[None, None]
+            features.append(self._run_body(chunk, positions[None], mask, self.cache.rows(length)))
             self.cache.commit(length)
         all_features = torch.cat(features, 1)
         top_ids = input_ids.new_empty(0, num_top)
@@ -134,11 +140,7 @@ class Target(nn.Module):
         cache = self.cache
         prefix = tree.ancestor_mask.new_ones(*tree.ancestor_mask.shape[:2], cache.length)
         visible = torch.cat((prefix, tree.ancestor_mask), -1)
-        features = self._run_body(tree.token_ids.clamp(min=0), cache.length + tree.depth, visible)
-        logits = self.head(features)
-        values, ids = blocked_topk(logits.flatten(0, 1), num_top)
-        shape = (*tree.token_ids.shape, num_top)
-        return Verification(logits, features, ids.view(shape), values.view(shape))
+        return self._run(tree.token_ids.clamp(min=0), cache.length + tree.depth, visible, num_top)
 
     @torch.no_grad()
     def decode(self, token_id: Tensor) -> Tensor:
@@ -146,20 +148,52 @@ class Target(nn.Module):
         cache = self.cache
         position = torch.full_like(token_id, cache.length)
         visible = torch.ones(1, 1, cache.length + 1, dtype=torch.bool, device=token_id.device)
-        features = self._run_body(token_id, position, visible)
+        logits = self._run(token_id, position, visible, num_top=0).logits
         cache.commit(1)
-        return self.head(features[:, 0])
+        return logits[:, 0]
 
     def head(self, features: Tensor) -> Tensor:
         """features [.., D] -> logits [.., V]"""
         return self.model.get_output_embeddings()(features)
 
-    def _run_body(self, token_ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+    def _run(self, token_ids: Tensor, positions: Tensor, visible: Tensor, num_top: int) -> Verification:
+        """One pass behind the certain tokens, by the compiled graph where there is one."""
+        mask = additive_mask(visible, self.dtype)[:, None]
+        buffer = self.cache.rows(token_ids.shape[1]).buffer
+        if self.compiled_by is None:
+            return self._pass(token_ids, positions, mask, buffer, num_top)
+        if num_top not in self._compiled_passes:
+            self._compiled_passes[num_top] = self._compile_pass(num_top)
+        if token_ids.shape[1] > 1:
+            token_ids, positions, mask = mark_growing(token_ids, 1), mark_growing(positions, 1), mark_growing(mask, 2)
+        return self._compiled_passes[num_top](token_ids, positions, mark_growing(mask, 3), mark_growing(buffer, 4))
+
+    def _compile_pass(self, num_top: int) -> Callable[..., Verification]:
+        def target_pass(token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor) -> Verification:
+            return self._pass(token_ids, positions, mask, buffer, num_top)
+
+        assert self.compiled_by is not None, "only called to compile"
+        # Rounded wherever eager code rounds: the tokens of bfloat16 stay those of the eager target.
+        options = {"emulate_precision_casts": True} if self.compiled_by == "inductor" else None
+        return compile_apart(target_pass, self.compiled_by, options)
+
+    def _pass(self, token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor, num_top: int) -> Verification:
+        """token_ids, positions int64 [B, n], mask [B, 1, n, start + n]; writes the buffer's rows from `start` on."""
+        rows = CacheRows(buffer, mask.shape[3] - token_ids.shape[1])
+        features = self._run_body(token_ids, positions, mask, rows)
+        logits = self.head(features)
+        shape = (*token_ids.shape, num_top)
+        if num_top == 0:
+            return Verification(logits, features, token_ids.new_empty(shape), logits.new_empty(shape))
+        values, ids = blocked_topk(logits.flatten(0, 1), num_top)
+        return Verification(logits, features, ids.view(shape), values.view(shape))
+
+    def _run_body(self, token_ids: Tensor, positions: Tensor, mask: Tensor, rows: CacheRows) -> Tensor:
         output = self.model.base_model(
             input_ids=token_ids,
-            attention_mask=additive_mask(visible, self.dtype)[:, None],
+            attention_mask=mask,
             position_ids=positions,
-            past_key_values=self._hf_cache,
+            past_key_values=as_transformers_cache(rows),
             use_cache=True,
         )
         return output.last_hidden_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,74 +25,97 @@ class _Level(NamedTuple):
     parent: Tensor
 
 
+# What `grow_tree` asks of a drafter; see there.
+Advance = Callable[[Tensor, Tensor, int, Tensor], Tensor]
+Children = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 class TreeDrafter:
-    """Grows the tree level by level and keeps the best nodes.
+    """Grows trees of one shape with any drafter."""
+
+    def __init__(self, drafter: Drafter, shape: TreeShape) -> None:
+        self.drafter, self.shape = drafter, shape.validated()
+
+    def draft(self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab) -> DraftTree:
+        """root_id int64 [B, 1]: the last certain token; root_state [B, 1, D]: the drafter's state after it."""
+        return grow_tree(
+            self.shape, root_id, root_state, self.drafter.advance, lambda states: self._children(states, vocab)
+        )
+
+    def _children(self, states: Tensor, vocab: DraftVocab) -> tuple[Tensor, Tensor]:
+        draft_pos, score = best_children(self.drafter.logits(states, vocab), self.shape.branching)
+        ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
+        return ids, score
+
+
+def cache_rows_needed(shape: TreeShape) -> int:
+    """Rows that one tree may need in a cache, the target's or the drafter's."""
+    return max(shape.num_nodes, shape.depth * shape.branching)
+
+
+def grow_tree(shape: TreeShape, root_id: Tensor, root_state: Tensor, advance: Advance, children: Children) -> DraftTree:
+    """The tree below root_id int64 [B, 1], the last certain token, with the drafter's state [B, 1, D] after it.
+
+    advance   as `Drafter.advance`
+    children  states [B, n, D] -> the `branching` best tokens after each and their log-probabilities, [B, n, branching]
 
     Level 1 holds the `branching` best tokens after the root. Every further level runs the frontier in one pass, takes
     `branching` children of each, scored with the sum of log-probabilities from the root, and makes the best of them
     the next frontier. All stay candidates; the best `num_nodes - 1` become the tree.
     """
+    width = shape.branching
+    token_ids, score = children(root_state)
+    levels = [_Level(token_ids[:, 0], score[:, 0], torch.full_like(token_ids[:, 0], -1))]
+    frontier = torch.arange(width, device=root_id.device).expand(root_id.shape[0], -1)  # in the list of candidates
+    states, first = root_state.expand(-1, width, -1), 0
+    visible = torch.eye(width, dtype=torch.bool, device=root_id.device).expand(root_id.shape[0], -1, -1)
+    for depth in range(1, shape.depth):
+        local = frontier - first
+        frontier_ids = levels[-1].token_ids.gather(1, local)
+        frontier_score = levels[-1].score.gather(1, local)
+        states = advance(frontier_ids, states, depth, visible)
+        token_ids, log_prob = children(states)
+        score = (frontier_score[:, :, None] + log_prob).flatten(1)
+        first += levels[-1].score.shape[1]
+        levels.append(_Level(token_ids.flatten(1), score, frontier.repeat_interleave(width, 1)))
+        if depth + 1 < shape.depth:
+            best = score.topk(width, -1).indices
+            parent = best // width
+            states = states.gather(1, parent[:, :, None].expand(-1, -1, states.shape[-1]))
+            visible = _extend_visibility(visible, parent)
+            frontier = best + first
+    return _keep_best(shape, root_id, levels)
 
-    def __init__(self, drafter: Drafter, shape: TreeShape) -> None:
-        self.drafter, self.shape = drafter, shape.validated()
 
-    @property
-    def capacity(self) -> int:
-        """Rows that one tree may need in a cache, the target's or the drafter's."""
-        return max(self.shape.num_nodes, self.shape.depth * self.shape.branching)
+def best_children(logits: Tensor, branching: int, by_blocks: bool = True) -> tuple[Tensor, Tensor]:
+    """logits [B, n, K] -> positions and log-probabilities of the best, [B, n, branching]; -inf where none is left.
 
-    def draft(self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab) -> DraftTree:
-        """root_id int64 [B, 1]: the last certain token; root_state [B, 1, D]: the drafter's state after it."""
-        width = self.shape.branching
-        self.drafter.rewind()
-        token_ids, score = self._children(root_state, vocab)
-        levels = [_Level(token_ids[:, 0], score[:, 0], torch.full_like(token_ids[:, 0], -1))]
-        frontier = torch.arange(width, device=root_id.device).expand(root_id.shape[0], -1)  # in the list of candidates
-        states, first = root_state.expand(-1, width, -1), 0
-        visible = torch.eye(width, dtype=torch.bool, device=root_id.device).expand(root_id.shape[0], -1, -1)
-        for depth in range(1, self.shape.depth):
-            local = frontier - first
-            frontier_ids = levels[-1].token_ids.gather(1, local)
-            frontier_score = levels[-1].score.gather(1, local)
-            states = self.drafter.advance(frontier_ids, states, depth, visible)
-            token_ids, log_prob = self._children(states, vocab)
-            score = (frontier_score[:, :, None] + log_prob).flatten(1)
-            first += levels[-1].score.shape[1]
-            levels.append(_Level(token_ids.flatten(1), score, frontier.repeat_interleave(width, 1)))
-            if depth + 1 < self.shape.depth:
-                best = score.topk(width, -1).indices
-                parent = best // width
-                states = states.gather(1, parent[:, :, None].expand(-1, -1, states.shape[-1]))
-                visible = _extend_visibility(visible, parent)
-                frontier = best + first
-        return self._keep_best(root_id, levels)
+    by_blocks: search wide rows by blocks. What is to be compiled over fewer columns calls torch.topk instead.
+    """
+    log_prob = logits.log_softmax(-1, dtype=torch.float32)
+    best = blocked_topk if by_blocks and log_prob.shape[-1] >= BLOCKED_WIDTH else torch.topk
+    score, pos = (x.view(*logits.shape[:2], -1) for x in best(log_prob.flatten(0, 1), branching))
+    return pos, score.nan_to_num(nan=float("-inf"), neginf=float("-inf"))
 
-    def _children(self, states: Tensor, vocab: DraftVocab) -> tuple[Tensor, Tensor]:
-        """Best tokens after each state and their log-probabilities, [B, n, branching] each; -inf where none is left."""
-        log_prob = self.drafter.logits(states, vocab).log_softmax(-1, dtype=torch.float32)
-        best = blocked_topk if log_prob.shape[-1] >= BLOCKED_WIDTH else torch.topk
-        score, draft_pos = (x.view(*states.shape[:2], -1) for x in best(log_prob.flatten(0, 1), self.shape.branching))
-        ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
-        return ids, score.nan_to_num(nan=float("-inf"), neginf=float("-inf"))
 
-    def _keep_best(self, root_id: Tensor, levels: list[_Level]) -> DraftTree:
-        token_ids, score, parent = (torch.cat(column, 1) for column in zip(*levels, strict=True))
-        token_ids = token_ids.masked_fill(score.isneginf(), -1)
-        # Stable: on equal scores the shallower candidate comes first, so that a parent is never dropped for its child.
-        order = score.sort(dim=1, descending=True, stable=True).indices
-        kept = order[:, : self.shape.num_nodes - 1].sort(1).values
-        tree_pos = torch.zeros_like(parent).scatter_(1, kept, _positions_like(kept) + 1)
-        parent_candidate = parent.gather(1, kept)
-        parent_pos = tree_pos.gather(1, parent_candidate.clamp(min=0)).masked_fill_(parent_candidate < 0, 0)
-        parent_pos = torch.nn.functional.pad(parent_pos, (1, 0))
-        ancestors = ancestor_mask(parent_pos, self.shape.depth)
-        return DraftTree(
-            token_ids=torch.cat((root_id, token_ids.gather(1, kept)), 1),
-            parent_pos=parent_pos,
-            depth=node_depth(ancestors),
-            score=torch.nn.functional.pad(score.gather(1, kept), (1, 0)),
-            ancestor_mask=ancestors,
-        )
+def _keep_best(shape: TreeShape, root_id: Tensor, levels: list[_Level]) -> DraftTree:
+    token_ids, score, parent = (torch.cat(column, 1) for column in zip(*levels, strict=True))
+    token_ids = token_ids.masked_fill(score.isneginf(), -1)
+    # Stable: on equal scores the shallower candidate comes first, so that a parent is never dropped for its child.
+    order = score.sort(dim=1, descending=True, stable=True).indices
+    kept = order[:, : shape.num_nodes - 1].sort(1).values
+    tree_pos = torch.zeros_like(parent).scatter_(1, kept, _positions_like(kept) + 1)
+    parent_candidate = parent.gather(1, kept)
+    parent_pos = tree_pos.gather(1, parent_candidate.clamp(min=0)).masked_fill_(parent_candidate < 0, 0)
+    parent_pos = torch.nn.functional.pad(parent_pos, (1, 0))
+    ancestors = ancestor_mask(parent_pos, shape.depth)
+    return DraftTree(
+        token_ids=torch.cat((root_id, token_ids.gather(1, kept)), 1),
+        parent_pos=parent_pos,
+        depth=node_depth(ancestors),
+        score=torch.nn.functional.pad(score.gather(1, kept), (1, 0)),
+        ancestor_mask=ancestors,
+    )
 
 
 def _extend_visibility(visible: Tensor, parent: Tensor) -> Tensor:

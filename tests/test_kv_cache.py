@@ -21,20 +21,20 @@ def rows(values: list[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)[None, None, :, None].expand(1, 2, -1, 3)
 
 
-def append(cache: KVCache, values: list[int]) -> list[int]:
+def append(cache: KVCache, values: list[int], behind: int = 0) -> list[int]:
+    where = cache.rows(len(values), behind)
     for layer in range(2):
-        keys, negated = cache.append(layer, rows(values), -rows(values))
+        keys, negated = where.append(layer, rows(values), -rows(values))
     assert torch.equal(keys, -negated)
     return keys[0, 0, :, 0].int().tolist()
 
 
-def test_appended_rows_follow_the_certain_ones_and_rewind_drops_them():
+def test_a_pass_writes_behind_the_certain_rows_or_behind_the_levels_before():
     cache = make_cache()
     assert append(cache, [1, 2, 3]) == [1, 2, 3]
     cache.commit(3)
     assert append(cache, [4, 5]) == [1, 2, 3, 4, 5]
-    assert append(cache, [6]) == [1, 2, 3, 4, 5, 6]
-    cache.rewind()
+    assert append(cache, [6], behind=2) == [1, 2, 3, 4, 5, 6]
     assert append(cache, [7]) == [1, 2, 3, 7]
 
 

@@ -26,9 +26,6 @@ class TableDrafter:
     def reset(self, capacity: int) -> None:
         self.levels = []
 
-    def rewind(self) -> None:
-        self.levels = []
-
     def extend(self, token_ids, features):
         return token_ids[:, -1:, None].double()
 

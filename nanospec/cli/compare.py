@@ -22,6 +22,7 @@ from nanospec.cli.measure import (
     timed_runs,
 )
 from nanospec.cli.options import (
+    CompileOption,
     DebugOption,
     DeviceOption,
     DraftOption,
@@ -69,6 +70,7 @@ def compare(
     num_top: NumTopOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    compile: CompileOption = False,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -82,7 +84,8 @@ def compare(
         if max_new_tokens < 1:
             raise ValueError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
         first = TREE_IS_MEASURED_WITH if TREE_IS_MEASURED_WITH in specs else next(iter(specs.values()))
-        decoder = load_decoder(target, draft, vocab=first, tree=tree, dtype=dtype, device=device, num_top=num_top)
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "num_top": num_top, "compile": compile}
+        decoder = load_decoder(target, draft, vocab=first, tree=tree, **options)
         encoded = encode_prompts(decoder, read)
         decoders = build_decoders(decoder, specs, leave_out=not vocab)
         rows, differences = run_comparison(decoder, decoders, encoded, max_new_tokens, ignore_eos)
@@ -93,7 +96,8 @@ def compare(
                 "ignore_eos": ignore_eos,
                 "source": prompts.name if prompts else "demo",
             }
-            typer.echo(json.dumps(_comparison_object(decoder, rows, differences, about), indent=2))
+            comparison = _comparison_object(decoder, rows, differences, about)
+            typer.echo(json.dumps({**comparison, "compile": compile}, indent=2))
         else:
             print_comparison(rows, differences)
     if not all(row.identical for row in rows):

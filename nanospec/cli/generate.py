@@ -10,6 +10,7 @@ import typer
 
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.options import (
+    CompileOption,
     DebugOption,
     DeviceOption,
     DraftOption,
@@ -47,14 +48,19 @@ def generate(
     num_top: NumTopOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    compile: CompileOption = False,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Generate text: exactly the target's own output, drafted from a small vocabulary."""
     with one_line_errors(debug):
         text = _prompt_text(prompt, prompt_file)
-        decoder = load_decoder(target, draft, vocab=vocab, tree=tree, dtype=dtype, device=device, num_top=num_top)
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "num_top": num_top, "compile": compile}
+        decoder = load_decoder(target, draft, vocab=vocab, tree=tree, **options)
         input_ids = decoder.encode(text)
+        if compile:
+            with busy("compiling"):
+                decoder.warm_up()
         request: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,

@@ -32,6 +32,15 @@ NumTopOption = Annotated[
 ]
 
 
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Draft and verify through torch.compile: the same tokens, after a minute or so of compilation.",
+    ),
+]
+
+
 def load_decoder(
     target: str | None,
     draft: str | None,
@@ -41,6 +50,7 @@ def load_decoder(
     dtype: str | None,
     device: str | None,
     num_top: int | None,
+    compile: bool = False,
 ) -> SpeculativeDecoder:
     """The decoder of the embedded pair, or of `target` and `draft` when both are given.
 
@@ -53,6 +63,7 @@ def load_decoder(
     from nanospec.decode import SpeculativeDecoder  # loads transformers, which --help can do without
 
     options: dict[str, Any] = {"vocab": vocab, "tree": shape, "dtype": dtype, "device": device, "num_top": num_top}
+    options["compile"] = compile
     with busy("loading"):
         if target is None or draft is None:
             return SpeculativeDecoder.from_demo(**options)

@@ -26,18 +26,15 @@ class Drafter(Protocol):
     def reset(self, capacity: int) -> None:
         """Forget the last request and make room for `capacity` tokens, the nodes of one tree included."""
 
-    def rewind(self) -> None:
-        """Drop what a tree left in the cache."""
-
     def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
         """Take in verified tokens.
 
-        token_ids int64 [B, n] and the target's features [B, n, D] at the positions just before them; what a tree
-        left behind is dropped. Returns the state [B, 1, D] after the last token.
+        token_ids int64 [B, n] and the target's features [B, n, D] at the positions just before them; what a tree left
+        in the cache is overwritten. Returns the state [B, 1, D] after the last token.
         """
 
     def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
-        """Run one level of the tree.
+        """Run one level of the tree behind the verified tokens and the levels before.
 
         token_ids int64 [B, m] at tree depth `depth` (1 for children of the root), states [B, m, D] of their parents,
         visible bool [B, m, depth * m]: which nodes of the levels run so far, this one included, each node may attend

@@ -6,6 +6,7 @@ layer's own un-normed output takes its place. The head is the target's.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanospec.gathered_head import GatheredHead
-from nanospec.kv_cache import KVCache
+from nanospec.kv_cache import CacheRows, KVCache
 from nanospec.records import DraftVocab
 from nanospec.tree_layout import additive_mask
 
@@ -111,6 +112,16 @@ class EagleDrafter(nn.Module):
             self._cache = KVCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, weight.dtype, weight.device)
         return self._cache
 
+    @property
+    def head(self) -> GatheredHead:
+        return self._shared[1]
+
+    def with_own_cache(self) -> EagleDrafter:
+        """A drafter over the same weights that another request's drafting does not disturb."""
+        other = copy.copy(self)
+        other._cache = other._rotation_table = None
+        return other
+
     def reset(self, capacity: int) -> None:
         self.cache.reset(capacity)
         table = self._rotation_table
@@ -124,12 +135,13 @@ class EagleDrafter(nn.Module):
         cos, sin = self._rotary[0](torch.empty(0, dtype=weight.dtype), torch.arange(length)[None])
         return cos[0].to(weight.device), sin[0].to(weight.device)
 
-    def rewind(self) -> None:
-        self.cache.rewind()
+    def angles(self, length: int) -> tuple[Tensor, Tensor]:
+        """The first `length` rows of the rotation that `reset` prepared."""
+        assert self._rotation_table is not None, "reset() must come before the first token"
+        return self._rotation_table[0][:length], self._rotation_table[1][:length]
 
     @torch.no_grad()
     def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
-        self.cache.rewind()
         chunks = zip(token_ids.split(EXTEND_CHUNK, 1), features.split(EXTEND_CHUNK, 1), strict=True)
         for ids, feature in chunks:
             state = self._extend_chunk(ids, feature)
@@ -141,31 +153,46 @@ class EagleDrafter(nn.Module):
         if length > 1:
             positions = torch.arange(start + length, device=token_ids.device)
             mask = additive_mask(positions <= positions[start:, None], self.dtype)[None, None]
-        states = self._run(token_ids, features, slice(start, start + length), mask)
+        cos, sin = self.angles(start + length)
+        states = self._run(token_ids, features, (cos[start:], sin[start:]), mask, self.cache.rows(length))
         self.cache.commit(length)
         return states[:, -1:]
 
     @torch.no_grad()
     def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
-        certain = self.cache.length
-        position = certain + depth - 1
+        rows = self.cache.rows(token_ids.shape[1], behind=visible.shape[-1] - token_ids.shape[1])
+        return self.run_level(token_ids, states, visible, self.angles(self.cache.length + depth), rows)
+
+    def run_level(
+        self, token_ids: Tensor, states: Tensor, visible: Tensor, angles: tuple[Tensor, Tensor], rows: CacheRows
+    ) -> Tensor:
+        """`advance` with what it reads of the cache as arguments, so that it can be traced.
+
+        angles: cos, sin [certain + depth, head_dim]; rows: behind the certain tokens and the levels before.
+        """
+        certain = rows.start + token_ids.shape[1] - visible.shape[-1]
         prefix = visible.new_ones(*visible.shape[:2], certain)
         mask = additive_mask(torch.cat((prefix, visible), -1), self.dtype)[:, None]
-        return self._run(token_ids, states, slice(position, position + 1), mask)
+        return self._run(token_ids, states, (angles[0][-1:], angles[1][-1:]), mask, rows)
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
-        return self._shared[1](states, vocab)
+        return self.head(states, vocab)
 
-    def _run(self, token_ids: Tensor, features: Tensor, positions: slice, mask: Tensor | None) -> Tensor:
-        assert self._rotation_table is not None, "reset() must come before the first token"
+    def _run(
+        self,
+        token_ids: Tensor,
+        features: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        rows: CacheRows,
+    ) -> Tensor:
         embedded = self._shared[0](token_ids)
         hidden = self.fc(torch.cat((embedded, features.to(embedded.dtype)), -1))
-        rotation = (self._rotation_table[0][positions], self._rotation_table[1][positions])
         grouped = self.shape.num_heads != self.shape.num_kv_heads
         for index, layer in enumerate(self.layers):
 
             def attend(query: Tensor, key: Tensor, value: Tensor, index: int = index) -> Tensor:
-                keys, values = self.cache.append(index, key, value)
+                keys, values = rows.append(index, key, value)
                 return F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=grouped)
 
             hidden = layer(hidden, rotation, attend)

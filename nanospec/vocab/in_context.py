@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nanospec.draft_vocabulary import VocabularyViews
 from nanospec.locality_tracker import LocalityTracker, VocabChange
 from nanospec.records import DraftVocab
+from nanospec.vocab.same_head import is_same_head
 
 
 class InContextVocab(nn.Module):
@@ -50,6 +52,16 @@ class InContextVocab(nn.Module):
             raise ValueError(f"width must be at least 1, got {width}")
         rows = None if self.rows is None else self.rows[:, :width]
         return DraftVocab(self.tracker.draft_ids[:, :width], self.tracker.count, rows)
+
+    def vocabulary_views(self) -> VocabularyViews:
+        """Its buffers for the compile backend; raises ValueError for more than one sequence."""
+        return self.tracker.vocabulary_views()._replace(pack=self._rows_of)
+
+    def _rows_of(self, weight: Tensor) -> Tensor | None:
+        """The rows [K, D] kept here, if `weight` is the head that they were copied from."""
+        if self.rows is None or not is_same_head(weight, self.head_weight):
+            return None
+        return self.rows[0, : self.tracker.capacity]
 
     def _copy_rows(self, rows: Tensor, change: VocabChange) -> None:
         num_sequences, num_slots, _ = rows.shape

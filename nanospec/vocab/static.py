@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nanospec.draft_vocabulary import VocabularyViews
 from nanospec.records import DraftVocab
+from nanospec.vocab.same_head import is_same_head
 from nanospec.vocab.static_list import check_token_ids
 
 
@@ -26,6 +28,7 @@ class StaticVocab(nn.Module):
             raise ValueError(f"ids must be 1-D and not empty, got shape {tuple(ids.shape)}")
         check_token_ids(ids.tolist(), head_weight.shape[0], "ids")
         device = head_weight.device
+        self.head_weight = head_weight.detach()
         ids = ids.to(device, torch.int64)
         self.name = f"static-{ids.shape[0]}"
         self.rows = head_weight.detach().index_select(0, ids)[None]  # a plain attribute, like the head it comes from
@@ -41,3 +44,11 @@ class StaticVocab(nn.Module):
     def select(self, width: int | None = None) -> DraftVocab:
         """The list, always N wide; `width` is a bound for policies whose count varies."""
         return DraftVocab(self.draft_ids, self.count, self.rows, all_active=True)
+
+    def vocabulary_views(self) -> VocabularyViews:
+        """Its buffers for the compile backend."""
+        return VocabularyViews(self.head_weight.shape[0], self.draft_ids[0], self.count, self._rows_of)
+
+    def _rows_of(self, weight: Tensor) -> Tensor | None:
+        """The rows [N, D] gathered here, if `weight` is the head that they come from."""
+        return self.rows[0] if is_same_head(weight, self.head_weight) else None

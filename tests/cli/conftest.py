@@ -48,6 +48,7 @@ class Script:
     num_frequent_ids: int = 131072
     loaded: list[tuple[Any, ...]] = field(default_factory=list)
     calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)  # vocabulary, prompt, settings
+    warm_ups: int = 0
 
 
 class FakeDecoder:
@@ -83,6 +84,9 @@ class FakeDecoder:
         if vocab not in FIGURES:
             raise ValueError(f"vocab must be one of {list(FIGURES)}, got {vocab!r}")
         return type(self)(vocab, self.tree)
+
+    def warm_up(self) -> None:
+        self.script.warm_ups += 1
 
     def encode(self, text: str) -> Tensor:
         return torch.tensor([[ord(character) for character in text]])

@@ -56,7 +56,8 @@ def test_json_is_one_complete_object_and_nothing_else(script, compare):
     assert result.exit_code == 0, result.stderr
     printed = json.loads(result.stdout)
     assert result.stderr == ""
-    assert set(printed) == {"rows", "differences", "tree", "prompts", "machine"}
+    assert set(printed) == {"rows", "differences", "tree", "prompts", "machine", "compile"}
+    assert printed["compile"] is False
     assert [row["vocab"] for row in printed["rows"]] == ["autoregressive", "full", "static-4096", "in-context"]
     assert all(set(row) == ROW_KEYS for row in printed["rows"])
     assert printed["differences"] == []
@@ -66,6 +67,12 @@ def test_json_is_one_complete_object_and_nothing_else(script, compare):
     }  # fmt: skip
     assert {"cpu", "cores", "torch", "transformers", "nanospec", "device", "dtype"} <= set(printed["machine"])
     assert printed["machine"]["dtype"] == "float32"
+
+
+def test_compile_reaches_the_decoder_and_the_json(script, compare):
+    printed = json.loads(compare("--json", "--compile").stdout)
+    assert printed["compile"] is True
+    assert script.loaded[0][1]["compile"] is True
 
 
 def test_the_table_and_its_meaning_are_printed(script, compare):

@@ -83,6 +83,7 @@ def test_options_reach_the_decoder(script):
     )
     assert result.exit_code == 0, result.stderr
     loaded = {"vocab": "full", "tree": TreeShape(3, 4, 9), "dtype": None, "device": None, "num_top": 5}
+    loaded["compile"] = False
     assert script.loaded == [("demo", loaded)]
     [(_, prompt, settings)] = script.calls
     assert prompt == "Hi"
@@ -96,6 +97,23 @@ def test_options_reach_the_decoder(script):
         "seed": 3,
         "stop_strings": ("a", "b c"),
     }
+
+
+def test_compilation_is_over_before_the_text_begins(script, monkeypatch):
+    shown = []
+
+    @contextmanager
+    def spinner(label):
+        shown.append((label, len(script.calls)))
+        yield
+
+    monkeypatch.setattr("nanospec.cli.generate.busy", spinner)
+    assert run("Hello", "--compile").stdout == "two words\n"
+    assert script.loaded[0][1]["compile"] is True
+    assert shown == [("compiling", 0)]
+    assert script.warm_ups == 1
+    assert run("Hello", "--no-compile").exit_code == 0
+    assert script.warm_ups == 1
 
 
 def test_target_and_draft_are_loaded_together(script):

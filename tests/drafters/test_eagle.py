@@ -149,20 +149,17 @@ def test_every_branch_of_a_tree_matches_the_plain_pass_over_that_branch(variant,
         torch.testing.assert_close(states[0], expected, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("drop", ["extend", "rewind and extend"])
-def test_extend_drops_the_rows_of_a_tree(drop: str) -> None:
+def test_extend_drops_the_rows_of_a_tree() -> None:
     drafter = build_drafter(2, 2, True, True, seed=3)
     token_ids, features = random_prompt(3, 8)
     states = drafter.extend(token_ids[None, :5], features[None, :5]).expand(1, 3, HIDDEN)
     for level, (ids, parents, visible) in enumerate(random_levels(3, 3, 3), start=1):
         states = drafter.advance(ids[None], states[:, parents], level, visible[None])
-    if drop == "rewind and extend":
-        drafter.rewind()
     after_tree = drafter.extend(token_ids[None, 5:], features[None, 5:])
 
     expected = plain_states(drafter, drafter._shared[0].weight, token_ids, features)[-1]
     torch.testing.assert_close(after_tree[0, 0], expected, rtol=0, atol=ATOL)
-    assert drafter.cache.length == drafter.cache.rows_written() == 8
+    assert drafter.cache.length == 8
 
 
 def test_a_long_prompt_is_taken_in_chunks_to_the_same_states(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +180,19 @@ def test_a_request_does_not_see_the_one_before() -> None:
     drafter.extend(token_ids.flip(0)[None], features.flip(0)[None])
     drafter.reset(2 * CAPACITY)
     assert torch.equal(drafter.extend(token_ids[None], features[None]), alone)
+
+
+def test_a_drafter_with_its_own_cache_shares_the_weights_and_nothing_else() -> None:
+    drafter = build_drafter(1, 2, False, False, seed=4)
+    token_ids, features = random_prompt(4, 6)
+    expected = drafter.extend(token_ids[None], features[None])
+    other = drafter.with_own_cache()
+    assert other.fc.weight is drafter.fc.weight
+    other.reset(CAPACITY)
+    assert torch.equal(other.extend(token_ids[None], features[None]), expected)
+    other.reset(CAPACITY)
+    assert drafter.cache.length == 6
+    assert other.cache.length == 0
 
 
 @pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "indexed"])
