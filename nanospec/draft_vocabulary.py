@@ -129,7 +129,7 @@ class _PackedRows(NamedTuple):
     rows: Tensor
 
     def update(self, weight: Tensor, slots: Tensor, ids: Tensor) -> None:
-        """Copy the rows of `ids` into `slots`, both int64 [m]; not from a weight that has changed: that is for `pack`."""
+        """Copy the rows of `ids` into `slots`, int64 [m]; not from a weight that has changed: `pack` sees to it."""
         if self.state == _state(weight):
             self.rows.index_copy_(0, slots, weight.detach().index_select(0, ids))
 

@@ -31,7 +31,7 @@ def gathered_linear(
     count: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """Logits [B, n, K] in the dtype of x, new and contiguous: x · weight[draft_ids]ᵀ + bias[draft_ids].
+    """Logits [B, n, K] in the dtype of x, new: x · weight[draft_ids]ᵀ + bias[draft_ids].
 
     x         [B, n, D]
     weight    [V, D]
@@ -84,7 +84,7 @@ def shared_gathered_linear(
         raise ValueError(f"rows must be [K, D], got shape {tuple(rows.shape)}")
     hidden = x.reshape(1, -1, x.shape[-1])
     logits = gathered_linear(hidden, weight, draft_ids[None], bias, count, None if rows is None else rows[None])
-    return logits.view(*x.shape[:-1], draft_ids.shape[0])
+    return logits.reshape(*x.shape[:-1], draft_ids.shape[0])
 
 
 def rows_linear(x: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -126,19 +126,38 @@ def _on_cpu(
     count: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
-    if count is None or count.shape[0] > 1 or draft_ids.shape[0] > 1:
+    if draft_ids.shape[0] > 1 or (count is not None and count.shape[0] > 1):
         return _in_full(x, weight, draft_ids, bias, count, rows)
     # Reading the count costs nothing here: there is no device to wait for.
     num_ids = draft_ids.shape[1]
-    num_active = min(int(count.item()), num_ids)
-    width = -(-num_active // WIDTH_STEP) * WIDTH_STEP
+    num_active = num_ids if count is None else min(int(count.item()), num_ids)
+    width = min(-(-num_active // WIDTH_STEP) * WIDTH_STEP, num_ids)
     if width < num_ids:
         draft_ids = draft_ids[:, :width]
         rows = None if rows is None else rows[:, :width]
-    logits = _in_full(x, weight, draft_ids, bias, None, rows)
+    if rows is None:
+        rows = _pick_rows(weight, draft_ids)
+    if not _is_column_major(x, draft_ids):
+        logits = rows_linear(x, rows, None if bias is None else bias[draft_ids])
+        if num_active == num_ids:
+            return logits
+        return F.pad(logits[..., :num_active], (0, num_ids - num_active), value=float("-inf"))
+    tokens = x.reshape(-1, x.shape[2]).t()  # [D, B * n]
     if num_active == num_ids:
-        return logits
-    return F.pad(logits[..., :num_active], (0, num_ids - num_active), value=float("-inf"))
+        columns = torch.mm(rows[0], tokens)
+    else:
+        columns = x.new_empty((num_ids, tokens.shape[1]))
+        torch.mm(rows[0], tokens, out=columns[:width])
+        columns[num_active:].fill_(float("-inf"))
+    if bias is not None:
+        columns[:num_active] += bias[draft_ids[0, :num_active], None]
+    return columns.t().view(*x.shape[:2], num_ids)
+
+
+def _is_column_major(x: Tensor, draft_ids: Tensor) -> bool:
+    """Whether the result is laid out column by column, [K, B * n]: a bfloat16 product of rows · xᵀ takes two thirds of
+    the time of x · rowsᵀ here, since the long operand is read as it lies, and what is not active is one block."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and draft_ids.shape[0] == 1
 
 
 def _on_cuda(
@@ -184,7 +203,10 @@ def _fake(
     count: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1], draft_ids.shape[1]))
+    batch_size, num_tokens, num_ids = x.shape[0], x.shape[1], draft_ids.shape[1]
+    if _is_column_major(x, draft_ids) and (count is None or count.shape[0] == 1):
+        return x.new_empty((num_ids, batch_size * num_tokens)).t().unflatten(0, (batch_size, num_tokens))
+    return x.new_empty((batch_size, num_tokens, num_ids))
 
 
 def _without_autocast(device_type: str) -> Any:
