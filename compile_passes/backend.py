@@ -75,16 +75,22 @@ def _with_static_inputs(compiled: CompiledGraph, context: RewriteContext, names:
     """`compiled` as Dynamo calls it: without the inputs that the passes have added."""
     packed = [(position, names.index(weight), pack) for position, (weight, pack) in context.packed.items()]
     static_inputs = tuple(context.static_inputs)
+    head_weight = context.head_weight
+    named = [position for position, name in enumerate(names) if context.tensors[name] is head_weight]
+    assert context.vocabulary is not None or not packed, "only a vocabulary packs rows"
+    draft_ids = None if context.vocabulary is None else context.vocabulary.draft_ids
 
     def call_compiled(*args: Any) -> Any:
+        if head_weight is not None and named and args[named[0]] is not head_weight:
+            raise RuntimeError(
+                "head must keep the weight that was compiled, got another one: after replacing it, or to run another "
+                "model of this class, call torch._dynamo.reset() and compile anew"
+            )
         inputs = list(static_inputs)
         for position, weight_position, pack in packed:
-            rows = pack(args[weight_position])
-            if rows is None:
-                raise RuntimeError(
-                    f"the weight {names[weight_position]} must be the one whose rows its vocabulary keeps"
-                )
-            inputs[position] = rows
+            weight = args[weight_position]
+            rows = pack(weight)
+            inputs[position] = weight.detach().index_select(0, draft_ids) if rows is None else rows
         return compiled(*args, *inputs)
 
     return call_compiled

@@ -31,7 +31,8 @@ def gather_selected_linear(graph_module: fx.GraphModule) -> bool:
 
     After:
 
-        selected = shared_gathered_linear(hidden, weight, ids, bias)      [.., m]
+        gathered = shared_gathered_linear(hidden, weight, ids, bias)      [.., m]
+        selected = contiguous(gathered)
 
     The same products, over m rows of the weight instead of V. Left alone: logits that something else needs
     too, ids that are no 1-D integer tensor, and lists of ids known to be longer than V.
@@ -49,10 +50,12 @@ def gather_selected_linear(graph_module: fx.GraphModule) -> bool:
         if reason is not None:
             log.debug("%s is left alone: %s", node.name, reason)
             continue
-        if may_be_negative or require_example_tensor(ids).dtype != torch.int64:
-            ids = insert_call(node, _row_ids, (ids, require_example_tensor(product.weight).shape[0]))
+        if may_be_negative:
+            ids = insert_call(node, _count_from_end, (ids, require_example_tensor(product.weight).shape[0]))
+        if require_example_tensor(ids).dtype != torch.int64:
+            ids = insert_call(node, torch.Tensor.long, (ids,))
         selected = insert_call(node, shared_gathered_linear, (product.hidden, product.weight, ids, product.bias))
-        replace_node(node, selected)
+        replace_node(node, insert_call(node, torch.Tensor.contiguous, (selected,)))
         changed = True
     return changed
 
@@ -96,6 +99,6 @@ def _reason_to_decline(logits: fx.Node, product: WeightProduct, selection: fx.No
     return None
 
 
-def _row_ids(ids: Tensor, num_rows: int) -> Tensor:
-    """ids as int64; negative ones count from the end, as in indexing."""
-    return torch.where(ids < 0, ids + num_rows, ids).long()
+def _count_from_end(ids: Tensor, num_rows: int) -> Tensor:
+    """Negative ids count from the end, as in indexing."""
+    return torch.where(ids < 0, ids + num_rows, ids)

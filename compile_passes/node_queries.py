@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 
 # Spellings as functions; as methods the operations carry these names anyway.
@@ -82,6 +83,12 @@ def op_name(node: fx.Node) -> str | None:
     return _FUNCTION_NAMES.get(target) if node.op == "call_function" else None
 
 
+def call_name(node: fx.Node) -> str:
+    """The name under which a function or method is called, whatever it is."""
+    name: Any = op_name(node)
+    return name or getattr(node.target, "__name__", str(node.target))
+
+
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """An argument that may be given by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
@@ -114,14 +121,47 @@ def is_matrix_product(node: fx.Node) -> bool:
 
 
 def is_in_place(node: fx.Node) -> bool:
-    """Whether the call may write to one of its arguments."""
+    """Whether the call may write to one of its arguments: by its schema, its name, or a flag that says so."""
     target: Any = node.target
     if node.op == "call_method":
-        return target.endswith("_") and not target.endswith("__")
-    if node.op == "call_function":
-        name = getattr(target, "__name__", "")
-        return "out" in node.kwargs or target in _IN_PLACE_OPERATORS or (name.endswith("_") and name[:1] != "_")
-    return node.op == "call_module"
+        return target == "__setitem__" or (target.endswith("_") and not target.endswith("__"))
+    if node.op != "call_function":
+        return node.op == "call_module"
+    if "out" in node.kwargs or target in _IN_PLACE_OPERATORS or isinstance(target, HigherOrderOperator):
+        return True
+    if isinstance(target, OpOverload | OpOverloadPacket):
+        overloads = (
+            [getattr(target, name) for name in target.overloads()] if isinstance(target, OpOverloadPacket) else [target]
+        )
+        return any(overload._schema.is_mutable for overload in overloads)
+    name = getattr(target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or _has_inplace_flag(node)
+
+
+def written_inputs(node: fx.Node) -> set[fx.Node]:
+    """Inputs of the graph that an in-place call may write to, be it through views of them."""
+    pending, bases, seen = list(node.all_input_nodes), set(), set()
+    while pending:
+        operand = pending.pop()
+        if operand in seen:
+            continue
+        seen.add(operand)
+        if operand.op == "placeholder":
+            bases.add(operand)
+        elif operand.all_input_nodes:
+            pending.append(operand.all_input_nodes[0])  # what a view is a view of comes first
+    return bases
+
+
+def _has_inplace_flag(node: fx.Node) -> bool:
+    """Whether a function like F.relu is called with inplace=True."""
+    target: Any = node.target
+    if node.kwargs.get("inplace") is True:
+        return True
+    code = getattr(target, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    position = names.index("inplace") if "inplace" in names else len(node.args)
+    return position < len(node.args) and node.args[position] is True
 
 
 def is_last_dim(node: fx.Node, dim: object) -> bool:

@@ -25,9 +25,15 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
+_TRANSFORMS = frozenset(("_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting"))
+
+
 def run_passes(graph_module: fx.GraphModule, passes: tuple[Pass, ...] = PASSES) -> list[str]:
     """Rewrite in place; the names of the passes that changed something. Raises what `fx.Graph.lint` raises."""
     graph = graph_module.graph
+    if any(getattr(node.target, "__name__", "") in _TRANSFORMS for node in graph.nodes):
+        log.debug("no pass looks into a graph of torch.func transforms")
+        return []
     before = str(graph) if log.isEnabledFor(logging.DEBUG) else ""
     changed = []
     for rewrite in passes:

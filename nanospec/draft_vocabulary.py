@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakIdKeyDictionary
 
 
@@ -17,7 +18,8 @@ class VocabularyViews(NamedTuple):
     vocab_size  V
     draft_ids   int64 [K]  distinct ids in any order; columns from `count` on repeat the id of column 0
     count       int32 [1]  number of active columns
-    pack        weight [V, D] -> its rows of `draft_ids` as they are now, [K, D], contiguous; None: read the weight
+    pack        weight [V, D] -> its rows of the active ids as they are now, [K, D], contiguous; the rows of unused
+                columns are anything; None: read the weight
     """
 
     vocab_size: int
@@ -57,6 +59,13 @@ class DraftVocabulary:
         return (
             f"DraftVocabulary(vocab_size={self.vocab_size}, capacity={self.capacity}, device={self.draft_ids.device})"
         )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> DraftVocabulary:
+        """Another vocabulary with the same ids: graphs that read this one do not read the copy."""
+        twin = DraftVocabulary(self.vocab_size, self.capacity, self.draft_ids.device)
+        twin.draft_ids.copy_(self.draft_ids)
+        twin.count.copy_(self.count)
+        return twin
 
     @torch.no_grad()
     def update(self, ids: Tensor | Sequence[int]) -> None:
@@ -135,5 +144,9 @@ class _PackedRows(NamedTuple):
 
 
 def _state(weight: Tensor) -> tuple:
-    """Where a weight lies, as what, and how often it was written in place."""
-    return weight.data_ptr(), weight.dtype, weight.shape, weight._version
+    """Where a weight lies, as what, and how often it was written in place.
+
+    A weak reference to the memory, because an address may come back for other numbers.
+    """
+    memory = StorageWeakRef(weight.untyped_storage())
+    return memory, weight.storage_offset(), weight.stride(), weight.dtype, weight.shape, weight._version

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Sequence
@@ -243,6 +244,23 @@ def test_data_that_is_replaced_is_seen() -> None:
     check_rows(vocabulary, weight)
     weight.data = torch.ones(V, D)
     check_rows(vocabulary, weight)
+
+
+def test_numbers_that_come_to_lie_where_old_ones_lay_are_seen() -> None:
+    vocabulary, head = DraftVocabulary(2000, K), nn.Linear(64, 2000, bias=False)
+    vocabulary.update([1, 2])
+    for _ in range(8):
+        check_rows(vocabulary, head.weight)
+        head.bfloat16()
+        head.float()
+
+
+def test_a_copy_has_the_ids_and_a_life_of_its_own() -> None:
+    vocabulary = DraftVocabulary(V, K)
+    vocabulary.update([1, 2])
+    twin = copy.deepcopy(vocabulary)
+    vocabulary.update([3])
+    assert active_ids(twin) == [1, 2]
 
 
 def test_a_vocabulary_keeps_no_weight_alive() -> None:

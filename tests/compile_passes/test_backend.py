@@ -101,7 +101,7 @@ options = {{"vocabulary": DraftVocabulary({V}, {K}), "inner": "eager"}}
 torch.compile(lambda hidden: down(up(hidden)), backend="nanospec", options=options)(torch.ones(2, {D}))
 """
     logged = run_python(code, tmp_path, TORCH_LOGS="+compile_passes").stderr
-    assert "is left alone: another product takes its result, so it is no output head" in logged
+    assert "takes its result, so it may be no output head" in logged
     assert "no pass changed the graph" in logged
     assert "is left alone" not in run_python(code, tmp_path).stderr
 

@@ -116,6 +116,11 @@ def _ban_through_a_view(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
+def _clip_in_place(logits: Tensor) -> Tensor:
+    F.hardtanh(logits, -0.1, 0.1, inplace=True)
+    return logits.max(-1).values
+
+
 @pytest.mark.parametrize("consumer", [_ban_after_reading, _ban_through_a_view])
 def test_logits_that_are_written_in_place_stay_wide(consumer: Callable, vocabulary: DraftVocabulary) -> None:
     model, hidden = Model(consumer), torch.randn(2, 3, D)
@@ -127,6 +132,13 @@ def test_logits_that_are_written_in_place_stay_wide(consumer: Callable, vocabula
     assert changed == ["gather_output_head"]
     assert not count_calls(rewritten)["compact_argmax"]
     torch.testing.assert_close(outputs, expected)
+
+
+def test_a_function_that_clips_in_place_is_no_use_of_logits(vocabulary: DraftVocabulary) -> None:
+    model, hidden = Model(_clip_in_place), torch.randn(2, 3, D)
+    with torch.no_grad():
+        _, changed = rewrite(model, hidden, vocabulary=vocabulary)
+    assert changed == []
 
 
 def test_logits_that_are_also_returned_are_scattered_once(vocabulary: DraftVocabulary) -> None:

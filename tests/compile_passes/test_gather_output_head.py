@@ -185,9 +185,64 @@ def _scaled_addmm(head: nn.Linear, h: Tensor) -> Tensor:
     return torch.addmm(h.new_zeros(V), h[0], head.weight.t(), alpha=0.5)
 
 
+def _matrix_times_vector(head: nn.Linear, h: Tensor) -> Tensor:
+    return torch.ones(4, V, dtype=h.dtype).mv(head(h)[0, 0])
+
+
+def _tensor_product(head: nn.Linear, h: Tensor) -> Tensor:
+    return torch.tensordot(head(h).relu(), torch.ones(V, 3, dtype=h.dtype), 1)
+
+
+def _weighted_sum(head: nn.Linear, h: Tensor) -> Tensor:
+    return (head(h)[..., None, :] * torch.ones(4, V, dtype=h.dtype)).sum(-1)
+
+
+def _stored_elsewhere(head: nn.Linear, h: Tensor) -> Tensor:
+    buffer = torch.empty(2, 3, V, dtype=h.dtype)
+    buffer[:] = head(h)
+    return F.linear(buffer, torch.ones(4, V, dtype=h.dtype))
+
+
+def _checkpointed_rest(head: nn.Linear, h: Tensor) -> Tensor:
+    rest = torch.ones(4, V, dtype=h.dtype)
+    return torch.utils.checkpoint.checkpoint(lambda x: F.linear(x, rest), head(h), use_reentrant=False)
+
+
+def _capped_in_statements(head: nn.Linear, h: Tensor) -> Tensor:
+    logits = head(h)
+    logits.div_(30)
+    logits.tanh_()
+    logits.mul_(30)
+    return logits
+
+
+def _capped_beside_raw(head: nn.Linear, h: Tensor) -> tuple[Tensor, Tensor]:
+    logits = head(h)
+    return logits, 30 * torch.tanh(logits / 30)
+
+
+def _vectorised(head: nn.Linear, h: Tensor) -> Tensor:
+    return torch.vmap(lambda x: F.linear(x, head.weight))(h)
+
+
 @pytest.mark.parametrize(
     "spelling",
-    [_as_inner_projection, _soft_embedding, _weight_is_computed, _under_autocast, _einsum, _scaled_addmm],
+    [
+        _as_inner_projection,
+        _soft_embedding,
+        _weight_is_computed,
+        _under_autocast,
+        _einsum,
+        _scaled_addmm,
+        _matrix_times_vector,
+        _tensor_product,
+        _weighted_sum,
+        _stored_elsewhere,
+        _checkpointed_rest,
+        _capped_in_statements,
+        _capped_beside_raw,
+        _vectorised,
+    ],
 )
 def test_graphs_in_doubt_are_left_alone(spelling: Callable, vocabulary: DraftVocabulary) -> None:
     model, hidden = Model(spelling), torch.randn(2, 3, D)
@@ -195,6 +250,60 @@ def test_graphs_in_doubt_are_left_alone(spelling: Callable, vocabulary: DraftVoc
         rewritten, changed = rewrite(model, hidden, vocabulary=vocabulary, passes=(gather_output_head,))
     assert changed == []
     assert not count_calls(rewritten)["shared_gathered_linear"]
+
+
+def test_a_weight_whose_number_of_rows_is_unknown_is_left_alone(vocabulary: DraftVocabulary) -> None:
+    compiled = torch.compile(F.linear, backend="nanospec", options={"vocabulary": vocabulary, "inner": "eager"})
+    hidden = torch.randn(2, D)
+    with torch.no_grad():
+        for num_rows in (40, 41, 42):
+            weight = torch.randn(num_rows, D)
+            torch.testing.assert_close(compiled(hidden, weight), F.linear(hidden, weight))
+
+
+def test_a_weight_that_the_graph_writes_is_read_as_it_is_then(vocabulary: DraftVocabulary) -> None:
+    def doubled(head: nn.Linear, h: Tensor) -> Tensor:
+        torch._foreach_mul_([head.weight], 2.0)
+        return head(h)
+
+    model, hidden = Model(doubled), torch.randn(2, 3, D)
+    with torch.no_grad():
+        expected = F.linear(model.layer(hidden), 2 * model.head.weight)
+        compiled = torch.compile(model, backend="nanospec", options={"vocabulary": vocabulary, "inner": "eager"})
+        torch.testing.assert_close(compiled(hidden)[..., ACTIVE], expected[..., ACTIVE])
+
+
+def test_a_vocabulary_that_the_graph_writes_is_refused(vocabulary: DraftVocabulary) -> None:
+    def self_made(head: nn.Linear, h: Tensor) -> Tensor:
+        logits = head(h)
+        vocabulary.draft_ids.copy_(torch.arange(K))
+        return logits
+
+    with pytest.raises(NotImplementedError, match="vocabulary must be written outside of the compiled graph"):
+        rewrite(Model(self_made), torch.randn(2, D), vocabulary=vocabulary)
+
+
+def test_a_named_head_whose_weight_is_replaced_says_so(vocabulary: DraftVocabulary) -> None:
+    model, hidden = Model(SPELLINGS["module"]), torch.randn(2, D)
+    options = {"vocabulary": vocabulary, "inner": "eager", "head": model.head}
+    compiled = torch.compile(model, backend="nanospec", options=options)
+    with torch.no_grad():
+        compiled(hidden)
+        model.head.weight = nn.Parameter(torch.randn(V, D))
+        with pytest.raises(RuntimeError, match="head must keep the weight that was compiled"):
+            compiled(hidden)
+
+
+def test_one_module_that_calls_its_head_for_target_and_draft_restricts_both(vocabulary: DraftVocabulary) -> None:
+    """Nothing in such a graph tells the two apart: the target has to be compiled apart."""
+
+    class Both(Model):
+        def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            return self.head(hidden), self.head(self.layer(hidden))
+
+    with torch.no_grad():
+        rewritten, _ = rewrite(Both(SPELLINGS["module"]), torch.randn(2, D), vocabulary=vocabulary)
+    assert count_calls(rewritten)["shared_gathered_linear"] == 2
 
 
 def test_a_projection_to_another_width_is_left_alone() -> None:

@@ -87,6 +87,14 @@ def test_a_product_whose_input_is_written_before_the_selection_stays_where_it_is
     torch.testing.assert_close(selected, expected)
 
 
+def test_the_selection_is_laid_out_as_eager_code_would() -> None:
+    model = Model(lambda x, ids: x.index_select(-1, ids).view(-1)).bfloat16()
+    hidden = torch.randn(2, 3, D, dtype=torch.bfloat16)
+    with torch.no_grad(), pytest.warns(UserWarning, match="no vocabulary"):
+        selected = torch.compile(model, backend="nanospec", options={"inner": "aot_eager"})(hidden, IDS)
+    assert selected.shape == (2 * 3 * len(IDS),)
+
+
 def test_gradients_of_repeated_columns_add_up() -> None:
     model, hidden = Model(SELECTIONS["ellipsis"][0], bias=True).double(), torch.randn(2, D, dtype=torch.float64)
     hidden.requires_grad_()

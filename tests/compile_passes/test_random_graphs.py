@@ -146,7 +146,7 @@ def _check(case: Case) -> None:
 
 def _compare(case: Case, outputs: tuple[Tensor, ...], logits: Tensor, num_active: int) -> None:
     consumer = CONSUMERS[case.consumer]
-    tolerance = TOLERANCE[case.dtype]
+    tolerance = max(TOLERANCE[case.dtype], TOLERANCE[outputs[0].dtype])
     if consumer.scores is None:
         for output, expected in zip(outputs, consumer.run(logits), strict=True):
             torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
