@@ -54,7 +54,8 @@ def gather_selected_linear(graph_module: fx.GraphModule) -> bool:
             ids = insert_call(node, _count_from_end, (ids, require_example_tensor(product.weight).shape[0]))
         if require_example_tensor(ids).dtype != torch.int64:
             ids = insert_call(node, torch.Tensor.long, (ids,))
-        selected = insert_call(node, shared_gathered_linear, (product.hidden, product.weight, ids, product.bias))
+        args = (product.hidden, product.weight, ids, product.bias, None, None)
+        selected = insert_call(node, shared_gathered_linear, args)
         replace_node(node, insert_call(node, torch.Tensor.contiguous, (selected,)))
         changed = True
     return changed

@@ -20,12 +20,6 @@ _FUNCTION_NAMES: dict[object, str] = {
     torch.mm: "mm",
     operator.matmul: "matmul",
     torch.addmm: "addmm",
-    torch.bmm: "bmm",
-    torch.baddbmm: "baddbmm",
-    torch.einsum: "einsum",
-    F.bilinear: "bilinear",
-    F.conv1d: "conv1d",
-    F.scaled_dot_product_attention: "scaled_dot_product_attention",
     torch.t: "t",
     torch.transpose: "transpose",
     torch.permute: "permute",
@@ -59,9 +53,6 @@ _METHOD_NAMES = {
     "__mul__": "mul",
     "divide": "div",
 }
-_MATRIX_PRODUCTS = frozenset(
-    "linear matmul mm addmm bmm baddbmm einsum bilinear conv1d scaled_dot_product_attention".split()
-)
 _IN_PLACE_OPERATORS = frozenset(
     getattr(operator, name) for name in "setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split()
 )
@@ -114,10 +105,6 @@ def require_example_tensor(node: fx.Node) -> Tensor:
     tensor = find_example_tensor(node)
     assert tensor is not None, f"node {node.name} must yield a tensor"
     return tensor
-
-
-def is_matrix_product(node: fx.Node) -> bool:
-    return op_name(node) in _MATRIX_PRODUCTS
 
 
 def is_in_place(node: fx.Node) -> bool:

@@ -24,7 +24,6 @@ PASSES: tuple[Pass, ...] = (
     share_gathered_rows,  # last: every gathered product is there
 )
 
-
 _TRANSFORMS = frozenset(("_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting"))
 
 

@@ -13,14 +13,14 @@ from compile_passes.node_queries import is_written_between, require_example_tens
 from nanospec.ops.gathered_linear import shared_gathered_linear
 
 log = logging.getLogger(__name__)
-_ROWS = 5  # position of `rows` among the arguments
+_ROWS = 5  # position of `rows` among the arguments, which passes give in full
 
 
 def share_gathered_rows(graph_module: fx.GraphModule) -> bool:
     """Before:
 
-        first  = shared_gathered_linear(hidden_1, weight, ids)
-        second = shared_gathered_linear(hidden_2, weight, ids)
+        first  = shared_gathered_linear(hidden_1, weight, ids, None, None, None)
+        second = shared_gathered_linear(hidden_2, weight, ids, None, None, None)
 
     After:
 
@@ -33,7 +33,7 @@ def share_gathered_rows(graph_module: fx.GraphModule) -> bool:
     """
     alike: dict[tuple[fx.Node, fx.Node], list[fx.Node]] = defaultdict(list)
     for node in graph_module.graph.nodes:
-        if node.target is shared_gathered_linear and _rows_of(node) is None:
+        if node.target is shared_gathered_linear and node.args[_ROWS] is None:
             alike[node.args[1], node.args[2]].append(node)
     changed = False
     for (weight, ids), products in alike.items():
@@ -45,14 +45,9 @@ def share_gathered_rows(graph_module: fx.GraphModule) -> bool:
             continue
         rows = insert_call(products[0], torch.index_select, (weight, 0, ids))
         for node in products:
-            given = (*node.args, None, None, None)[:_ROWS]
-            node.args = (*given, rows)
+            node.args = (*node.args[:_ROWS], rows)
         changed = True
     return changed
-
-
-def _rows_of(node: fx.Node) -> object:
-    return node.args[_ROWS] if len(node.args) > _ROWS else None
 
 
 def _reason_to_decline(weight: fx.Node, products: list[fx.Node]) -> str | None:

@@ -79,13 +79,10 @@ class DraftVocabulary:
         wanted = self._checked(ids)
         num_ids = wanted.shape[0]
         with self._lock:
-            is_wanted = torch.zeros(self.vocab_size, dtype=torch.bool, device=wanted.device)
-            is_wanted[wanted] = True
             held = self.draft_ids[:num_ids]
-            stays = is_wanted[held] & (torch.arange(num_ids, device=wanted.device) < self.count)
-            is_wanted[held[stays]] = False
+            stays = torch.isin(held, wanted) & (torch.arange(num_ids, device=wanted.device) < self.count)
             slots = (~stays).nonzero()[:, 0]
-            self.draft_ids[slots] = is_wanted.nonzero()[:, 0]
+            self.draft_ids[slots] = wanted[~torch.isin(wanted, held[stays])]
             self.draft_ids[num_ids:] = self.draft_ids[0].clone()
             self.count.fill_(num_ids)
             for weight, packed in self._packed.items():
