@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from nanospec.draft_vocabulary import HasVocabularyViews
 from nanospec.drafters.drafter import Drafter
-from nanospec.drafters.eagle import EagleDrafter
+from nanospec.drafters.eagle import DraftMemory, EagleDrafter
 from nanospec.graph_compiler import DRAFT_BACKEND, compile_apart, mark_growing
-from nanospec.kv_cache import CacheRows
+from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftTree, DraftVocab
 from nanospec.tree_drafter import Children, best_children, grow_tree
 from nanospec.tree_shape import TreeShape
@@ -28,28 +28,34 @@ class CompiledTreeDrafter:
         self, drafter: EagleDrafter, shape: TreeShape, children: Children, backend: str, options: dict | None = None
     ) -> None:
         self.drafter, self.shape = drafter, shape.validated()
-        num_levels_run = shape.depth - 1
+        num_drafted = (shape.depth - 1) * shape.branching
 
-        def draft_tree(root_id: Tensor, root_state: Tensor, buffer: Tensor, cos: Tensor, sin: Tensor) -> DraftTree:
-            certain = cos.shape[0] - num_levels_run
+        def draft_tree(root_id: Tensor, root_state: Tensor, length: Tensor, seen: Tensor, *memory: Tensor) -> DraftTree:
+            place = CachePlace(length, seen.shape[0] + num_drafted)
 
             def advance(token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
-                rows = CacheRows(buffer, certain + visible.shape[-1] - token_ids.shape[1])
-                angles = (cos[: certain + depth], sin[: certain + depth])
-                return drafter.run_level(token_ids, states, visible, angles, rows)
+                return drafter.advance_at(token_ids, states, depth, visible, place, DraftMemory(*memory))
 
             return grow_tree(shape, root_id, root_state, advance, children)
 
+        self._num_drafted = num_drafted
         self._draft_tree = compile_apart(draft_tree, backend, options)
 
-    def draft(self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab) -> DraftTree:
+    def draft(
+        self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab, place: CachePlace | None = None
+    ) -> DraftTree:
         """As `TreeDrafter.draft`; `vocab` is not read: the graph holds the vocabulary's own buffers."""
-        cache, num_levels_run = self.drafter.cache, self.shape.depth - 1
-        rows = cache.rows(num_levels_run * self.shape.branching)
-        cos, sin = (mark_growing(table, 0) for table in self.drafter.angles(cache.length + num_levels_run))
+        memory, length = self.drafter.memory(), self.drafter.cache.length
+        if place is None:
+            place = CachePlace(torch.full((1,), length, device=root_id.device), length + self._num_drafted)
+        # A graph takes sizes from tensors only: this one is as long as the certain rows.
+        seen = place.length.new_empty(place.width - self._num_drafted)
         # Copies, because a view tells its parent's length by its strides, and that would be one graph per length.
         root_id, root_state = (x.clone(memory_format=torch.contiguous_format) for x in (root_id, root_state))
-        return self._draft_tree(root_id, root_state, mark_growing(rows.buffer, 4), cos, sin)
+        angles = mark_growing(memory.cos, 0), mark_growing(memory.sin, 0)
+        return self._draft_tree(
+            root_id, root_state, place.length, mark_growing(seen, 0), mark_growing(memory.buffer, 4), *angles
+        )
 
 
 def compile_tree_drafter(drafter: Drafter, shape: TreeShape, vocab: VocabSelector, inner: str) -> CompiledTreeDrafter:

@@ -8,23 +8,51 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from nanospec.ops.write_cache_rows import write_cache_rows
+
 
 class CacheRows(NamedTuple):
-    """Where one pass of a model writes: behind the first `start` rows of buffer [num_layers, 2, B, H, capacity, d].
+    """Where one pass of a model writes, and how far it reads: rows of buffer [num_layers, 2, B, H, capacity, d].
 
-    A plain value, so that a compiled pass takes the buffer as a tensor and `start` as one integer for all layers.
+    row_ids int64 [n] are written, one for each token of the pass; the first `end` rows are read. A plain value, so that
+    a compiled or captured pass takes both tensors as they are.
     """
 
     buffer: Tensor
-    start: int
+    row_ids: Tensor
+    end: int
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys, values [B, H, n, d] -> views over the first start + n rows of this layer."""
-        end = self.start + keys.shape[2]
+        """keys, values [B, H, n, d] -> views over the first `end` rows of this layer."""
+        write_cache_rows(self.buffer, layer, self.row_ids, keys, values)
         key_rows, value_rows = self.buffer[layer]
-        key_rows[:, :, self.start : end] = keys
-        value_rows[:, :, self.start : end] = values
-        return key_rows[:, :, :end], value_rows[:, :, :end]
+        return key_rows[:, :, : self.end], value_rows[:, :, : self.end]
+
+
+class CachePlace(NamedTuple):
+    """Where a step of fixed shapes works, while only the device knows how many tokens are certain.
+
+    length int64 [1]  certain tokens: passes write behind them
+    width             rows that every pass reads, a bound of all that is certain or drafted; what is neither is masked
+    """
+
+    length: Tensor
+    width: int
+
+    def rows(self, buffer: Tensor, num_tokens: int, behind: int = 0) -> CacheRows:
+        """As `KVCache.rows`, over a buffer of at least `width` rows."""
+        offsets = torch.arange(behind, behind + num_tokens, device=self.length.device)
+        return CacheRows(buffer, self.length + offsets, self.width)
+
+    def visible(self, nodes: Tensor) -> Tensor:
+        """What n tokens see: all certain rows, of the m rows behind them what bool `nodes` [B, n, m] says, no other.
+
+        Returns bool [B, n, width]. Example: length 2, width 5, nodes [[1, 0]] give [[1, 1, 1, 0, 0]].
+        """
+        num_nodes = nodes.shape[2]
+        position = torch.arange(self.width, device=nodes.device) - self.length  # among the rows behind
+        among = nodes.index_select(2, position.clamp(0, num_nodes - 1))
+        return (position < 0) | (among & (position < num_nodes))
 
 
 class KVCache:
@@ -64,12 +92,16 @@ class KVCache:
         self.length = 0
         self.num_resets += 1
 
+    def clear_uncertain(self) -> None:
+        """Zeros behind the certain rows: a masked row still counts 0 times its value, and 0 times NaN is NaN."""
+        self.buffer[:, :, :, :, self.length :] = 0
+
     def rows(self, num_tokens: int, behind: int = 0) -> CacheRows:
         """Where a pass over `num_tokens` writes: behind the certain tokens and `behind` uncertain ones."""
         start = self.length + behind
         end = start + num_tokens
         assert end <= self.capacity, f"KV cache holds {self.capacity} tokens, asked for {end}"
-        return CacheRows(self.buffer, start)
+        return CacheRows(self.buffer, torch.arange(start, end, device=self.buffer.device), end)
 
     def commit(self, num_tokens: int) -> None:
         """The next `num_tokens` rows behind the certain ones become certain."""
@@ -81,9 +113,16 @@ class KVCache:
         accepted_pos int64 [L]: positions in the tree, increasing over the first `num_accepted`. Example: length 5,
         accepted_pos [0, 2, 3], num_accepted 3: rows 5, 7, 8 become rows 5, 6, 7 and length 8.
         """
-        tree_rows = self.buffer[:, :, :, :, self.length :]
-        tree_rows[:, :, :, :, : accepted_pos.shape[0]] = tree_rows.index_select(4, accepted_pos)
+        self.compact_behind(torch.full((1,), self.length, device=accepted_pos.device), accepted_pos)
         self.commit(num_accepted)
+
+    def compact_behind(self, length: Tensor, accepted_pos: Tensor) -> None:
+        """`compact` where the number of certain tokens is int64 [1] on the device; `commit` is left to the caller.
+
+        Two launches for all layers. Rows of the padding of `accepted_pos` come out as copies of others: uncertain.
+        """
+        places = torch.arange(accepted_pos.shape[0], device=accepted_pos.device)
+        self.buffer.index_copy_(4, length + places, self.buffer.index_select(4, length + accepted_pos))
 
 
 class _CacheLayerView(CacheLayerMixin):
@@ -104,7 +143,7 @@ class _CacheLayerView(CacheLayerMixin):
         return self.rows.append(self.layer, key_states, value_states)
 
     def get_seq_length(self) -> int:
-        return self.rows.start
+        return self.rows.end - self.rows.row_ids.shape[0]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nanospec.graph_compiler import compile_apart, mark_growing
-from nanospec.kv_cache import CacheRows, KVCache, as_transformers_cache
+from nanospec.kv_cache import CachePlace, CacheRows, KVCache, as_transformers_cache
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree
 from nanospec.tree_layout import additive_mask
@@ -135,12 +135,18 @@ class Target(nn.Module):
         return Prefill(all_features, top_ids, self.head(all_features[:, -1]))
 
     @torch.no_grad()
-    def judge(self, tree: DraftTree, num_top: int = 1) -> Verification:
-        """One pass over all nodes of the tree; the rows written stay uncertain until `cache.compact`."""
-        cache = self.cache
-        prefix = tree.ancestor_mask.new_ones(*tree.ancestor_mask.shape[:2], cache.length)
-        visible = torch.cat((prefix, tree.ancestor_mask), -1)
-        return self._run(tree.token_ids.clamp(min=0), cache.length + tree.depth, visible, num_top)
+    def judge(self, tree: DraftTree, num_top: int = 1, place: CachePlace | None = None) -> Verification:
+        """One pass over all nodes of the tree; the rows written stay uncertain until `cache.compact`.
+
+        place: where, if only the device knows; None: behind the tokens that the cache counts.
+        """
+        token_ids, nodes = tree.token_ids.clamp(min=0), tree.ancestor_mask
+        if place is not None:
+            rows = place.rows(self.cache.buffer, token_ids.shape[1])
+            return self._run(token_ids, place.length + tree.depth, place.visible(nodes), rows, num_top)
+        length = self.cache.length
+        visible = torch.cat((nodes.new_ones(*nodes.shape[:2], length), nodes), -1)
+        return self._run(token_ids, length + tree.depth, visible, self.cache.rows(token_ids.shape[1]), num_top)
 
     @torch.no_grad()
     def decode(self, token_id: Tensor) -> Tensor:
@@ -148,7 +154,7 @@ class Target(nn.Module):
         cache = self.cache
         position = torch.full_like(token_id, cache.length)
         visible = torch.ones(1, 1, cache.length + 1, dtype=torch.bool, device=token_id.device)
-        logits = self._run(token_id, position, visible, num_top=0).logits
+        logits = self._run(token_id, position, visible, cache.rows(1), num_top=0).logits
         cache.commit(1)
         return logits[:, 0]
 
@@ -156,31 +162,36 @@ class Target(nn.Module):
         """features [.., D] -> logits [.., V]"""
         return self.model.get_output_embeddings()(features)
 
-    def _run(self, token_ids: Tensor, positions: Tensor, visible: Tensor, num_top: int) -> Verification:
-        """One pass behind the certain tokens, by the compiled graph where there is one."""
+    def _run(
+        self, token_ids: Tensor, positions: Tensor, visible: Tensor, rows: CacheRows, num_top: int
+    ) -> Verification:
+        """One pass over tokens that see `visible` bool [B, n, rows.end], by the compiled graph where there is one."""
         mask = additive_mask(visible, self.dtype)[:, None]
-        buffer = self.cache.rows(token_ids.shape[1]).buffer
+        buffer, row_ids = rows.buffer, rows.row_ids
         if self.compiled_by is None:
-            return self._pass(token_ids, positions, mask, buffer, num_top)
+            return self._pass(token_ids, positions, mask, buffer, row_ids, num_top)
         if num_top not in self._compiled_passes:
             self._compiled_passes[num_top] = self._compile_pass(num_top)
         if token_ids.shape[1] > 1:
             token_ids, positions, mask = mark_growing(token_ids, 1), mark_growing(positions, 1), mark_growing(mask, 2)
-        return self._compiled_passes[num_top](token_ids, positions, mark_growing(mask, 3), mark_growing(buffer, 4))
+            row_ids = mark_growing(row_ids, 0)
+        inputs = token_ids, positions, mark_growing(mask, 3), mark_growing(buffer, 4), row_ids
+        return self._compiled_passes[num_top](*inputs)
 
     def _compile_pass(self, num_top: int) -> Callable[..., Verification]:
-        def target_pass(token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor) -> Verification:
-            return self._pass(token_ids, positions, mask, buffer, num_top)
+        def target_pass(*inputs: Tensor) -> Verification:
+            return self._pass(*inputs, num_top)
 
         assert self.compiled_by is not None, "only called to compile"
         # Rounded wherever eager code rounds: the tokens of bfloat16 stay those of the eager target.
         options = {"emulate_precision_casts": True} if self.compiled_by == "inductor" else None
         return compile_apart(target_pass, self.compiled_by, options)
 
-    def _pass(self, token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor, num_top: int) -> Verification:
-        """token_ids, positions int64 [B, n], mask [B, 1, n, start + n]; writes the buffer's rows from `start` on."""
-        rows = CacheRows(buffer, mask.shape[3] - token_ids.shape[1])
-        features = self._run_body(token_ids, positions, mask, rows)
+    def _pass(
+        self, token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor, row_ids: Tensor, num_top: int
+    ) -> Verification:
+        """token_ids, positions int64 [B, n], mask [B, 1, n, end], row_ids int64 [n]: rows of the buffer to write."""
+        features = self._run_body(token_ids, positions, mask, CacheRows(buffer, row_ids, mask.shape[3]))
         logits = self.head(features)
         shape = (*token_ids.shape, num_top)
         if num_top == 0:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftVocab
 
 
@@ -43,3 +44,27 @@ class Drafter(Protocol):
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
         """[B, n, K] scores of the draft vocabulary for the token after each state; -inf in columns from count on."""
+
+
+@runtime_checkable
+class FixedShapeDrafter(Drafter, Protocol):
+    """A drafter whose passes can take place where only the device knows: what a captured decoding step needs."""
+
+    def memory(self) -> Any:
+        """What its passes work on, prepared by `reset`: plain tensors that stay where they are until the next one."""
+
+    def advance_at(
+        self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor, place: CachePlace, memory: Any
+    ) -> Tensor:
+        """As `advance`."""
+
+    def extend_at(
+        self, token_ids: Tensor, features: Tensor, num_tokens: Tensor, place: CachePlace, memory: Any
+    ) -> Tensor:
+        """As `extend`, by the first `num_tokens` int64 [1] of token_ids [1, n]; what follows them is rubbish."""
+
+    def commit(self, num_tokens: int) -> None:
+        """The host's count of verified tokens, after `extend_at` took in `num_tokens`."""
+
+    def clear_uncertain(self) -> None:
+        """Zeros where its memory holds no verified tokens: what is masked must still be finite."""

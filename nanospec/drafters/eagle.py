@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanospec.gathered_head import GatheredHead
-from nanospec.kv_cache import CacheRows, KVCache
+from nanospec.kv_cache import CachePlace, CacheRows, KVCache
 from nanospec.records import DraftVocab
 from nanospec.tree_layout import additive_mask
 
@@ -38,6 +39,18 @@ class EagleShape:
     hidden_act: str
     fc_bias: bool
     qkv_bias: bool
+
+
+class DraftMemory(NamedTuple):
+    """The key-value buffer of a drafter, and the rotation of every position: cos, sin [capacity, head_dim]."""
+
+    buffer: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions int64 [n] -> cos, sin [n, head_dim]"""
+        return self.cos.index_select(0, positions), self.sin.index_select(0, positions)
 
 
 class EagleLayer(nn.Module):
@@ -160,20 +173,44 @@ class EagleDrafter(nn.Module):
 
     @torch.no_grad()
     def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
-        rows = self.cache.rows(token_ids.shape[1], behind=visible.shape[-1] - token_ids.shape[1])
-        return self.run_level(token_ids, states, visible, self.angles(self.cache.length + depth), rows)
+        cache, num_tokens = self.cache, token_ids.shape[1]
+        seen = torch.cat((visible.new_ones(*visible.shape[:2], cache.length), visible), -1)
+        mask = additive_mask(seen, self.dtype)[:, None]
+        cos, sin = self.angles(cache.length + depth)
+        rows = cache.rows(num_tokens, behind=visible.shape[-1] - num_tokens)
+        return self._run(token_ids, states, (cos[-1:], sin[-1:]), mask, rows)
 
-    def run_level(
-        self, token_ids: Tensor, states: Tensor, visible: Tensor, angles: tuple[Tensor, Tensor], rows: CacheRows
+    @torch.no_grad()
+    def advance_at(
+        self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor, place: CachePlace, memory: DraftMemory
     ) -> Tensor:
-        """`advance` with what it reads of the cache as arguments, so that it can be traced.
+        """`advance` where only the device knows how many tokens are certain; of itself it reads nothing but weights."""
+        rows = place.rows(memory.buffer, token_ids.shape[1], behind=visible.shape[-1] - token_ids.shape[1])
+        mask = additive_mask(place.visible(visible), self.dtype)[:, None]
+        return self._run(token_ids, states, memory.angles(place.length + (depth - 1)), mask, rows)
 
-        angles: cos, sin [certain + depth, head_dim]; rows: behind the certain tokens and the levels before.
-        """
-        certain = rows.start + token_ids.shape[1] - visible.shape[-1]
-        prefix = visible.new_ones(*visible.shape[:2], certain)
-        mask = additive_mask(torch.cat((prefix, visible), -1), self.dtype)[:, None]
-        return self._run(token_ids, states, (angles[0][-1:], angles[1][-1:]), mask, rows)
+    @torch.no_grad()
+    def extend_at(
+        self, token_ids: Tensor, features: Tensor, num_tokens: Tensor, place: CachePlace, memory: DraftMemory
+    ) -> Tensor:
+        """`extend` by the first `num_tokens` of token_ids; the rows of the rest stay uncertain. Counted by `commit`."""
+        count = token_ids.shape[1]
+        rows = place.rows(memory.buffer, count)
+        causal = torch.ones(1, count, count, dtype=torch.bool, device=token_ids.device).tril()
+        mask = additive_mask(place.visible(causal), self.dtype)[:, None]
+        states = self._run(token_ids, features, memory.angles(rows.row_ids), mask, rows)
+        return states.index_select(1, num_tokens - 1)
+
+    def commit(self, num_tokens: int) -> None:
+        self.cache.commit(num_tokens)
+
+    def clear_uncertain(self) -> None:
+        self.cache.clear_uncertain()
+
+    def memory(self) -> DraftMemory:
+        """What `reset` prepared, as the plain tensors that passes of fixed shape work on."""
+        assert self._rotation_table is not None, "reset() must come before the first token"
+        return DraftMemory(self.cache.buffer, *self._rotation_table)
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
         return self.head(states, vocab)

@@ -1,0 +1,43 @@
+"""Keys and values into a cache that all layers share: the one write of an attention layer, in place in every graph.
+
+Registered as `torch.ops.nanospec.write_cache_rows`: what torch.compile sees as an assignment to a part of a graph's
+input it may carry out on a copy of the whole input, here the cache of all layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+OP_NAME = "nanospec::write_cache_rows"
+
+torch.library.define(
+    OP_NAME,
+    "(Tensor(a!) buffer, int layer, Tensor row_ids, Tensor keys, Tensor values) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_OP = torch.ops.nanospec.write_cache_rows.default
+
+
+def write_cache_rows(buffer: Tensor, layer: int, row_ids: Tensor, keys: Tensor, values: Tensor) -> None:
+    """buffer[layer, 0 and 1, :, :, row_ids] = keys and values, in place; nothing else is touched.
+
+    buffer       [num_layers, 2, B, H, capacity, head_dim]
+    row_ids      int64 [n], distinct, in [0, capacity): the caller's business, as is the layer
+    keys, values [B, H, n, head_dim], in the buffer's dtype
+    """
+    _OP(buffer, layer, row_ids, keys, values)
+
+
+def _write(buffer: Tensor, layer: int, row_ids: Tensor, keys: Tensor, values: Tensor) -> None:
+    key_rows, value_rows = buffer[layer]
+    key_rows.index_copy_(2, row_ids, keys)
+    value_rows.index_copy_(2, row_ids, values)
+
+
+def _fake(buffer: Tensor, layer: int, row_ids: Tensor, keys: Tensor, values: Tensor) -> None:
+    """The result is in the buffer; no shape depends on it."""
+
+
+torch.library.impl(OP_NAME, "CompositeExplicitAutograd", _write)
+torch.library.register_fake(OP_NAME, _fake)
