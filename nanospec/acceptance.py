@@ -9,6 +9,8 @@ tries siblings x_1, x_2, .. in order, accepts x_j with its renormalised probabil
 with the same probability: prod_{i<j} (1 - q_i) q_j = p(x_j) telescopes for q_j = p(x_j) / (1 - sum_{i<j} p(x_i)), so
 both rules go to x_j with p(x_j), go on with the sum of p over the children, and else say y with p(y).
 `acceptance_reference` states the classic rule in plain Python.
+
+The greedy path is one kernel on CUDA. The sampled walk stays PyTorch: what it costs is the softmax over V.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 from nanospec.records import DraftTree, Verdict
-from nanospec.sampling import SamplingParams, pick_next
+from nanospec.sampling import SamplingParams, is_free_to_read, pick_next
+from nanospec.tree_layout import has_tree_kernel
 
 
 def accept_greedy(tree: DraftTree, best_id: Tensor, max_depth: int) -> Verdict:
@@ -27,6 +30,11 @@ def accept_greedy(tree: DraftTree, best_id: Tensor, max_depth: int) -> Verdict:
     max_depth. Fixed shapes, no host sync. Example: a root with children 5 and 7, where the target says 7 at the root
     and 9 at node 7, accepts the root and node 7 and says 9 next.
     """
+    if has_tree_kernel(best_id):
+        from nanospec.ops.accept_path_triton import accept_path_triton
+
+        fields = (tree.token_ids, tree.parent_pos, tree.depth, tree.ancestor_mask)
+        return Verdict(*accept_path_triton(*fields, best_id, max_depth))
     batch, num_nodes = tree.token_ids.shape
     wanted = best_id.gather(1, tree.parent_pos)
     matches = (tree.token_ids == wanted) & (tree.token_ids >= 0)
@@ -68,7 +76,7 @@ def accept_sampled(
             break
         carries = is_child & (tree.parent_pos == node[:, None]) & (tree.token_ids == own_id[:, None])
         is_walking = is_walking & carries.any(1)
-        if is_walking.device.type == "cpu" and not bool(is_walking.any()):
+        if is_free_to_read(is_walking) and not bool(is_walking.any()):
             break
         node = carries.to(torch.uint8).argmax(1).where(is_walking, 0)
         path.append(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -23,7 +24,7 @@ from nanospec.compiled_drafter import (
     refuse_uncompiled,
 )
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
-from nanospec.drafters.drafter import Drafter
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe, headless_tree_drafter
@@ -32,6 +33,7 @@ from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams
 from nanospec.speculation import SpeculativeLoop
 from nanospec.stats import GenerationStats, StageClock
+from nanospec.step_graphs import StepGraphs
 from nanospec.target import Target
 from nanospec.text_stream import TextStream
 from nanospec.tree_drafter import TreeDrafter
@@ -41,6 +43,7 @@ from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab_selector import VocabSelector, build_vocab_selector
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
+MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
 FREQUENT_IDS = "frequent_ids.safetensors"
 TreeArgument = TreeShape | tuple[int, int, int] | Literal["auto"] | None
 
@@ -57,6 +60,8 @@ class SpeculativeDecoder:
     compile           True: drafts through torch.compile's backend "nanospec", the target through Inductor; the same
                       tokens. The first request compiles, or `warm_up`. "aot_eager" or "eager" stand in for Inductor.
                       Such a decoder has caches of its own over the weights of `target` and `drafter`
+    cuda_graph        whole decoding steps are replayed as CUDA graphs, captured as contexts grow; the same tokens.
+                      None: on CUDA, if the drafter's passes have fixed shapes and the vocabulary is one of ours
 
     Raises ValueError or TypeError naming the argument, what it must be and what it was; NotImplementedError for a
     drafter that cannot be compiled.
@@ -73,6 +78,7 @@ class SpeculativeDecoder:
         capacity: int = 3072,
         frequent_ids: Tensor | None = None,
         compile: bool | str = False,
+        cuda_graph: bool | None = None,
     ) -> None:
         most = min(MAX_NUM_TOP, target.vocab_size)
         num_top = min(DEFAULT_NUM_TOP, most) if num_top is None else num_top
@@ -90,6 +96,9 @@ class SpeculativeDecoder:
         if compiled_by is not None:
             refuse_uncompiled(drafter, self.vocab)
         self._compiled_drafters: dict[tuple[TreeShape, bool], CompiledTreeDrafter] = {}
+        self.cuda_graph = _resolve_cuda_graph(cuda_graph, target, drafter, vocab)
+        self._step_graphs: OrderedDict[tuple[TreeShape, SamplingParams], StepGraphs] = OrderedDict()
+        self._graph_pool = torch.cuda.graph_pool_handle() if self.cuda_graph else None
         self.eos_ids = _eos_ids(target, tokenizer)
         self.last_stats: GenerationStats | None = None
         num_rows = self.vocab.select(None).draft_ids.shape[-1]
@@ -145,6 +154,7 @@ class SpeculativeDecoder:
             self.capacity,
             self.frequent_ids,
             self.compile,
+            self.cuda_graph,
         )
 
     def warm_up(self) -> None:
@@ -177,7 +187,8 @@ class SpeculativeDecoder:
         """
         request = self._request(input_ids, **settings)
         loop, stats = self._speculate(request, self.tree)
-        if probe_headless:
+        if probe_headless:  # stage by stage
+            loop.fixed_steps = None
             loop.probe = HeadlessProbe(self._tree_drafter(self.tree, headless=True), stats, self.target.device)
         return self._collect(OutputCutter(request, self._text_stream(request)), loop.steps(), stats)
 
@@ -224,7 +235,20 @@ class SpeculativeDecoder:
         stats = replace(self._new_stats(), tree=tree)
         tree_drafter = self._tree_drafter(tree)
         loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
+        if self.cuda_graph:
+            loop.fixed_steps = self._graphs_of(loop)
         return loop, stats
+
+    def _graphs_of(self, loop: SpeculativeLoop) -> StepGraphs:
+        """The captured steps of the loop's tree and way to sample; those of the last few are kept."""
+        sampling, kept = replace(loop.request.sampling, seed=None), self._step_graphs
+        key = loop.tree_drafter.shape, sampling
+        if key not in kept:
+            while len(kept) >= MAX_CAPTURED_STEPS:
+                kept.popitem(last=False)
+            kept[key] = StepGraphs(loop.decoding_step(), self._graph_pool)
+        kept.move_to_end(key)
+        return kept[key]
 
     def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> TreeDrafter | CompiledTreeDrafter:
         """Grows the trees of a request; compiled ones are kept, each with its graph."""
@@ -276,6 +300,21 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise ValueError(f"{what} needs a tokenizer, got none: pass tokenizer= or use a target directory with one")
         return self.tokenizer
+
+
+def _resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: str | VocabSelector) -> bool:
+    """Whether steps are captured. Raises TypeError for what is no bool and for a drafter whose passes have no fixed
+    shape, ValueError off CUDA."""
+    if cuda_graph is not None and not isinstance(cuda_graph, bool):
+        raise TypeError(f"cuda_graph must be True, False or None, got {cuda_graph!r}")
+    on_cuda, is_fixed = target.device.type == "cuda", isinstance(drafter, FixedShapeDrafter)
+    if cuda_graph is None:
+        return on_cuda and is_fixed and isinstance(vocab, str)
+    if cuda_graph and not on_cuda:
+        raise ValueError(f"cuda_graph=True needs a target on a CUDA device, got {target.device}")
+    if cuda_graph and not is_fixed:
+        raise TypeError(f"cuda_graph=True needs a drafter with passes of fixed shape, got {type(drafter).__name__}")
+    return cuda_graph
 
 
 def _as_tree_shape(tree: TreeShape | tuple[int, int, int] | str) -> TreeShape:

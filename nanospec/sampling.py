@@ -13,6 +13,7 @@ from torch import Tensor
 
 # Top-p on a CPU looks at so many candidates before it sorts the whole vocabulary (131,072 ids: 0.7, 2 and 8.5 ms).
 TOP_P_CANDIDATES = (1024, 16384)
+HOST_DEVICE = "cpu"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ def _require_int(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
 
 
+def is_free_to_read(tensor: Tensor) -> bool:
+    """Whether the host may look at values: on a device the queue would stall."""
+    return tensor.device.type == HOST_DEVICE
+
+
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Repetition penalty of CTRL (arXiv:1909.05858, section 4.1) with the sign rule of transformers.
 
@@ -126,8 +132,7 @@ def _is_in_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 def _descending(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The largest probabilities, enough to carry top_p, in descending order, and their cumulative sum; both [n, m]."""
-    # Reading the mass back is free on a CPU; elsewhere it would stall the queue.
-    shortcuts = TOP_P_CANDIDATES if probabilities.device.type == "cpu" else ()
+    shortcuts = TOP_P_CANDIDATES if is_free_to_read(probabilities) else ()
     for count in shortcuts:
         if count < probabilities.shape[-1]:
             top = probabilities.topk(count).values

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from nanospec.compiled_drafter import CompiledTreeDrafter
+from nanospec.decoding_step import DecodingStep
 from nanospec.headless import HeadlessProbe
 from nanospec.records import DraftTree, Verdict
 from nanospec.request import Request
 from nanospec.sampling import uniforms
 from nanospec.stats import GenerationStats, StageClock
+from nanospec.step_graphs import FixedSteps, bucketed_width
+from nanospec.step_outcome import StepOutcome, by_likelihood, pack_outcome, tokens_after_path
 from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
 from nanospec.tree_drafter import TreeDrafter, cache_rows_needed
@@ -42,6 +45,7 @@ class SpeculativeLoop:
         self.drafter = tree_drafter.drafter
         self.request, self.stats, self.clock = request, stats, clock
         self.probe: HeadlessProbe | None = None
+        self.fixed_steps: FixedSteps | None = None
         self.on_verdict: Callable[[DraftTree, Verdict, int], None] | None = None
         self.num_top = num_top if vocab.observes else 1
         self.path_length = tree_drafter.shape.depth + 1
@@ -61,6 +65,10 @@ class SpeculativeLoop:
         root_id, state = self._prefill()
         yield [int(root_id)]
         self.target.check_turn(self.turn)
+        yield from self._steps(root_id, state) if self.fixed_steps is None else self._replays(root_id, state)
+
+    def _steps(self, root_id: Tensor, state: Tensor) -> Iterator[list[int]]:
+        """Steps of the shapes that each one needs, timed stage by stage."""
         while self.num_generated < self.request.max_new_tokens:
             with self.clock.stage("draft"):
                 tree = self.tree_drafter.draft(root_id, state, self.vocab.select(self._width()))
@@ -71,19 +79,40 @@ class SpeculativeLoop:
                 verdict = self._accept(tree, output)
             with self.clock.stage("vocabulary"):
                 if self.vocab.observes:
-                    self.vocab.observe(_by_likelihood(output.top_ids, tree.token_ids))
+                    self.vocab.observe(by_likelihood(output.top_ids, tree.token_ids))
             with self.clock.stage("other"):
-                following = _tokens_after_path(tree, verdict)
-                num_accepted, num_active, emitted = self._read_back(verdict, following, output.top_values)
+                following = tokens_after_path(tree, verdict)
+                packed = pack_outcome(verdict, following, output.top_values, self.vocab.select().count)
+                outcome = StepOutcome.from_list(packed.tolist())  # the one transfer to the host
+                num_accepted = self._count(outcome)
                 self.target.cache.compact(verdict.accepted_pos[0], num_accepted)
                 new_ids, root_id = following[None, :num_accepted], verdict.next_id[:, None]
-                self._count(emitted, new_ids, num_active)
+                if self.seen is not None:
+                    self.seen.scatter_(1, new_ids, True)
                 if self.on_verdict is not None:
                     self.on_verdict(tree, verdict, num_accepted)
-            yield emitted
+            yield outcome.token_ids
             self.target.check_turn(self.turn)
             with self.clock.stage("draft"):
                 state = self._extend(new_ids, output.features[:, verdict.accepted_pos[0, :num_accepted]])
+
+    def _replays(self, root_id: Tensor, state: Tensor) -> Iterator[list[int]]:
+        """Steps of one fixed shape: whatever happens inside is one stage."""
+        fixed_steps = self.fixed_steps
+        assert fixed_steps is not None, "only called with them"
+        fixed_steps.begin(root_id, state, self.uniforms, self.seen)
+        while self.num_generated < self.request.max_new_tokens:
+            with self.clock.stage("step"):
+                outcome = fixed_steps.step()
+                num_accepted = self._count(outcome)
+                if self.on_verdict is not None:
+                    self.on_verdict(*fixed_steps.last, num_accepted)
+            yield outcome.token_ids
+            self.target.check_turn(self.turn)
+
+    def decoding_step(self) -> DecodingStep:
+        """The fixed-shape step of what this loop is made of. Raises as `DecodingStep`."""
+        return DecodingStep(self.target, self.tree_drafter, self.vocab, self.num_top, self.request.sampling)
 
     def _prefill(self) -> tuple[Tensor, Tensor]:
         request, target = self.request, self.target
@@ -91,12 +120,14 @@ class SpeculativeLoop:
             input_ids = request.input_ids
             num_tree_rows = cache_rows_needed(self.tree_drafter.shape)
             capacity = input_ids.shape[1] + request.max_new_tokens + self.path_length + num_tree_rows
+            if self.fixed_steps is not None:
+                capacity = bucketed_width(capacity)
             self.turn = target.reset(capacity)
             self.drafter.reset(capacity)
             self.vocab.reset()
             prefill = target.prefill(input_ids, self.num_top if self.vocab.observes else 0)
             if self.vocab.observes:
-                self.vocab.observe(_by_likelihood(prefill.top_ids[None], input_ids))
+                self.vocab.observe(by_likelihood(prefill.top_ids[None], input_ids))
             if request.sampling.repetition_penalty != 1.0:
                 self.seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
                 self.seen.scatter_(1, input_ids, True)
@@ -118,20 +149,6 @@ class SpeculativeLoop:
             tree, output.top_ids[..., 0], output.logits, sampling, u, self.seen, max_depth=self.path_length - 1
         )
 
-    def _read_back(self, verdict: Verdict, following: Tensor, top_values: Tensor) -> tuple[int, int, list[int]]:
-        """The one transfer to the host of a step: accepted nodes, active rows, new token ids.
-
-        Non-finite logits show in the largest one; what the target thinks of rejected nodes is nobody's business.
-        """
-        is_bad = ~top_values[0, verdict.accepted_pos[0], 0].isfinite()
-        first_bad = torch.where(is_bad.any(), is_bad.int().argmax(), -1)
-        num_active = self.vocab.select(None).count.max().long()
-        packed = torch.cat((verdict.num_accepted, torch.stack((num_active, first_bad)), following)).tolist()
-        num_accepted, active, bad_node = packed[:3]
-        if bad_node >= 0:
-            raise NonFiniteLogitsError(self.request.input_ids.shape[1] + self.num_generated - 1 + bad_node)
-        return num_accepted, active, packed[3 : 3 + num_accepted]
-
     def _width(self) -> int:
         """Columns to read of the draft vocabulary: all active ones and as many as the tree has children per node."""
         return max(-(-self.num_active // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self.tree_drafter.shape.branching)
@@ -142,27 +159,18 @@ class SpeculativeLoop:
         with self.probe.timed():
             return self.drafter.extend(new_ids, features)
 
-    def _count(self, emitted: list[int], new_ids: Tensor, num_active: int) -> None:
+    def _count(self, outcome: StepOutcome) -> int:
+        """Takes the outcome of a step to the books; the number of accepted nodes.
+
+        Raises NonFiniteLogitsError naming the position after which the target's logits were not finite.
+        """
+        if outcome.bad_node >= 0:
+            position = self.request.input_ids.shape[1] + self.num_generated - 1 + outcome.bad_node
+            raise NonFiniteLogitsError(position)
         self.stats.steps += 1
         self.stats.target_passes += 1
-        self.stats.step_tokens += len(emitted)
+        self.stats.step_tokens += outcome.num_accepted
         self.stats.active_rows += self.num_active
-        self.num_active = num_active
-        self.num_generated += len(emitted)
-        if self.seen is not None:
-            self.seen.scatter_(1, new_ids, True)
-
-
-def _by_likelihood(top_ids: Tensor, token_ids: Tensor) -> Tensor:
-    """Candidates of one update, int64 [B, n], the ones to keep longest last: what stood in the text or the tree after
-    all suggestions [B, T, k], and of these the first choice of every position after all second choices."""
-    return torch.cat((top_ids.flip(-1).mT.flatten(1), token_ids), 1)
-
-
-def _tokens_after_path(tree: DraftTree, verdict: Verdict) -> Tensor:
-    """int64 [L]: the token after each node of the accepted path, the bonus token after the last; then rubbish.
-
-    Example: tokens 7, 8, 9 on the path (the root is 7) and bonus token 5 give 8, 9, 5.
-    """
-    path_ids = tree.token_ids[0, verdict.accepted_pos[0]]
-    return path_ids.roll(-1).scatter(0, verdict.num_accepted - 1, verdict.next_id)
+        self.num_active = outcome.num_active
+        self.num_generated += outcome.num_accepted
+        return outcome.num_accepted

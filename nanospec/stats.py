@@ -11,7 +11,7 @@ import torch
 
 from nanospec.tree_shape import TreeShape
 
-STAGES = ("prefill", "draft", "verify", "vocabulary", "other")
+STAGES = ("prefill", "draft", "verify", "vocabulary", "other", "step")
 
 
 @dataclass
@@ -20,7 +20,7 @@ class GenerationStats:
 
     seconds: prefill (prompt pass, its target top-k, the drafter's pass over the prompt), draft (drafter passes, head,
     tree), verify (target pass over the tree, its top-k, the acceptance), vocabulary (tracker update, row copies),
-    other (readback, cache compaction, book-keeping).
+    other (readback, cache compaction, book-keeping); step (all of these at once, where a step is one CUDA graph).
     """
 
     vocab: str

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nanospec.drafters.drafter import Drafter
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
+from nanospec.kv_cache import CachePlace
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree, DraftVocab
 from nanospec.tree_layout import ancestor_mask, node_depth
@@ -36,11 +38,20 @@ class TreeDrafter:
     def __init__(self, drafter: Drafter, shape: TreeShape) -> None:
         self.drafter, self.shape = drafter, shape.validated()
 
-    def draft(self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab) -> DraftTree:
-        """root_id int64 [B, 1]: the last certain token; root_state [B, 1, D]: the drafter's state after it."""
-        return grow_tree(
-            self.shape, root_id, root_state, self.drafter.advance, lambda states: self._children(states, vocab)
-        )
+    def draft(
+        self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab, place: CachePlace | None = None
+    ) -> DraftTree:
+        """root_id int64 [B, 1]: the last certain token; root_state [B, 1, D]: the drafter's state after it.
+
+        place: where in the drafter's cache, if only the device knows, for a `FixedShapeDrafter`; None: where it counts.
+        """
+        advance = self.drafter.advance if place is None else self._advance_at(place)
+        return grow_tree(self.shape, root_id, root_state, advance, lambda states: self._children(states, vocab))
+
+    def _advance_at(self, place: CachePlace) -> Advance:
+        drafter = self.drafter
+        assert isinstance(drafter, FixedShapeDrafter), "the caller checks"
+        return partial(drafter.advance_at, place=place, memory=drafter.memory())
 
     def _children(self, states: Tensor, vocab: DraftVocab) -> tuple[Tensor, Tensor]:
         draft_pos, score = best_children(self.drafter.logits(states, vocab), self.shape.branching)

@@ -1,0 +1,92 @@
+"""One decoding step of fixed shapes: draft, verify, accept, keep, learn; nothing in it waits for the device.
+
+All that changes from step to step lies in buffers whose addresses stay, so that the whole step can be captured once
+and replayed (`step_graphs`). The number of certain tokens is a tensor; a pass reads `width` rows of the caches, and
+what holds nothing yet is masked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nanospec.compiled_drafter import CompiledTreeDrafter
+from nanospec.drafters.drafter import FixedShapeDrafter
+from nanospec.kv_cache import CachePlace
+from nanospec.records import DraftTree, Verdict
+from nanospec.sampling import SamplingParams
+from nanospec.step_outcome import by_likelihood, pack_outcome, tokens_after_path
+from nanospec.target import Target
+from nanospec.tree_drafter import TreeDrafter
+from nanospec.verifier import verify
+from nanospec.vocab_selector import VocabSelector
+
+
+class DecodingStep:
+    """The step of one target, drafter, vocabulary, tree shape and way to sample; for one request at a time.
+
+    outcome int64 [3 + L] after every run: see `StepOutcome`. Raises TypeError for a drafter without passes of fixed
+    shape.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        tree_drafter: TreeDrafter | CompiledTreeDrafter,
+        vocab: VocabSelector,
+        num_top: int,
+        sampling: SamplingParams,
+    ) -> None:
+        drafter = tree_drafter.drafter
+        if not isinstance(drafter, FixedShapeDrafter):
+            raise TypeError(f"drafter must have passes of fixed shape for this, got {type(drafter).__name__}")
+        self.target, self.tree_drafter, self.drafter = target, tree_drafter, drafter
+        self.vocab, self.num_top, self.sampling = vocab, num_top, sampling
+        self.path_length = tree_drafter.shape.depth + 1
+        device, vocab_size = target.device, target.vocab_size
+        with torch.inference_mode(False):  # ordinary tensors, writable in and outside inference mode
+            self.offsets = torch.arange(self.path_length, device=device)
+            self.root_id = torch.zeros(1, 1, dtype=torch.int64, device=device)
+            self.state = torch.zeros(1, 1, target.head_weight.shape[1], dtype=drafter.dtype, device=device)
+            self.length, self.num_generated = torch.zeros(2, 1, dtype=torch.int64, device=device)
+            self.uniforms = torch.zeros(target.context_window + self.path_length, dtype=torch.float64, device=device)
+            is_penalized = sampling.repetition_penalty != 1.0
+            self.seen = torch.zeros(1, vocab_size, dtype=torch.bool, device=device) if is_penalized else None
+            self.outcome = torch.zeros(3 + self.path_length, dtype=torch.int64, device=device)
+
+    def begin(self, root_id: Tensor, state: Tensor, uniforms: Tensor, seen: Tensor | None) -> None:
+        """Take over a request after its prompt: root_id int64 [1, 1] is the token that the prompt pass yielded, state
+        [1, 1, D] the drafter's after it, uniforms float64 [n] and seen bool [1, V] as in `SpeculativeLoop`."""
+        self.root_id.copy_(root_id)
+        self.state.copy_(state)
+        self.length.fill_(self.target.cache.length)
+        self.num_generated.fill_(1)
+        self.uniforms[: uniforms.shape[0]] = uniforms
+        if self.seen is not None:
+            assert seen is not None, "a penalty needs the ids seen so far"
+            self.seen.copy_(seen)
+
+    def run(self, width: int) -> tuple[DraftTree, Verdict]:
+        """One step over the first `width` rows of the caches, which hold all certain tokens and one tree."""
+        place = CachePlace(self.length, width)
+        tree = self.tree_drafter.draft(self.root_id, self.state, self.vocab.select(), place)
+        output = self.target.judge(tree, self.num_top, place)
+        u = self.uniforms.index_select(0, self.num_generated + self.offsets)[None]
+        verdict = verify(
+            tree, output.top_ids[..., 0], output.logits, self.sampling, u, self.seen, max_depth=self.path_length - 1
+        )
+        if self.vocab.observes:
+            self.vocab.observe(by_likelihood(output.top_ids, tree.token_ids))
+        following = tokens_after_path(tree, verdict)
+        accepted_pos = verdict.accepted_pos[0]
+        self.target.cache.compact_behind(self.length, accepted_pos)
+        features = output.features.index_select(1, accepted_pos)
+        memory = self.drafter.memory()
+        self.state.copy_(self.drafter.extend_at(following[None], features, verdict.num_accepted, place, memory))
+        self.root_id.copy_(verdict.next_id[:, None])
+        self.length += verdict.num_accepted
+        self.num_generated += verdict.num_accepted
+        if self.seen is not None:
+            self.seen.scatter_(1, following[None], True)
+        self.outcome.copy_(pack_outcome(verdict, following, output.top_values, self.vocab.select().count))
+        return tree, verdict

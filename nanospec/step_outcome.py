@@ -1,0 +1,54 @@
+"""What the host learns of a decoding step, in one transfer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nanospec.records import DraftTree, Verdict
+
+
+class StepOutcome(NamedTuple):
+    """num_accepted nodes (the root included), active rows of the vocabulary afterwards, the first accepted node with
+    non-finite target logits or -1, and the new token ids, the bonus token last."""
+
+    num_accepted: int
+    num_active: int
+    bad_node: int
+    token_ids: list[int]
+
+    @classmethod
+    def from_list(cls, packed: list[int]) -> StepOutcome:
+        """From the numbers of `pack_outcome`."""
+        return cls(*packed[:3], packed[3 : 3 + packed[0]])
+
+
+def pack_outcome(verdict: Verdict, following: Tensor, top_values: Tensor, count: Tensor) -> Tensor:
+    """int64 [3 + L] on the device, for `StepOutcome.from_list`.
+
+    following int64 [L]  as of `tokens_after_path`; top_values [1, T, k]  the target's best logits at every node;
+    count [B or 1]       active columns of the vocabulary
+
+    Non-finite logits show in the largest one; what the target thinks of rejected nodes is nobody's business.
+    """
+    is_bad = ~top_values[0, verdict.accepted_pos[0], 0].isfinite()
+    first_bad = torch.where(is_bad.any(), is_bad.int().argmax(), -1)
+    return torch.cat((verdict.num_accepted, torch.stack((count.max().long(), first_bad)), following))
+
+
+def tokens_after_path(tree: DraftTree, verdict: Verdict) -> Tensor:
+    """int64 [L]: the token after each node of the accepted path, the bonus token after the last and from there on.
+
+    Example: tokens 7, 8, 9 on the path (the root is 7) and bonus token 5 give 8, 9, 5, 5, ..
+    """
+    following = tree.token_ids[0, verdict.accepted_pos[0]].roll(-1)
+    is_beyond = torch.arange(following.shape[0], device=following.device) >= verdict.num_accepted - 1
+    return torch.where(is_beyond, verdict.next_id, following)
+
+
+def by_likelihood(top_ids: Tensor, token_ids: Tensor) -> Tensor:
+    """Candidates of one update, int64 [B, n], the ones to keep longest last: what stood in the text or the tree after
+    all suggestions [B, T, k], and of these the first choice of every position after all second choices."""
+    return torch.cat((top_ids.flip(-1).mT.flatten(1), token_ids), 1)
