@@ -33,8 +33,7 @@ def accept_greedy(tree: DraftTree, best_id: Tensor, max_depth: int) -> Verdict:
     if has_tree_kernel(best_id):
         from nanospec.ops.accept_path_triton import accept_path_triton
 
-        fields = (tree.token_ids, tree.parent_pos, tree.depth, tree.ancestor_mask)
-        return Verdict(*accept_path_triton(*fields, best_id, max_depth))
+        return Verdict(*accept_path_triton(tree.token_ids, tree.parent_pos, best_id, max_depth))
     batch, num_nodes = tree.token_ids.shape
     wanted = best_id.gather(1, tree.parent_pos)
     matches = (tree.token_ids == wanted) & (tree.token_ids >= 0)

@@ -22,7 +22,8 @@ class StepOutcome(NamedTuple):
     @classmethod
     def from_list(cls, packed: list[int]) -> StepOutcome:
         """From the numbers of `pack_outcome`."""
-        return cls(*packed[:3], packed[3 : 3 + packed[0]])
+        num_accepted, num_active, bad_node, *token_ids = packed
+        return cls(num_accepted, num_active, bad_node, token_ids[:num_accepted])
 
 
 def pack_outcome(verdict: Verdict, following: Tensor, top_values: Tensor, count: Tensor) -> Tensor:

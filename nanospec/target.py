@@ -179,8 +179,10 @@ class Target(nn.Module):
         return self._compiled_passes[num_top](*inputs)
 
     def _compile_pass(self, num_top: int) -> Callable[..., Verification]:
-        def target_pass(*inputs: Tensor) -> Verification:
-            return self._pass(*inputs, num_top)
+        def target_pass(
+            token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor, row_ids: Tensor
+        ) -> Verification:
+            return self._pass(token_ids, positions, mask, buffer, row_ids, num_top)
 
         assert self.compiled_by is not None, "only called to compile"
         # Rounded wherever eager code rounds: the tokens of bfloat16 stay those of the eager target.

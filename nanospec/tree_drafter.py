@@ -13,7 +13,7 @@ from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
 from nanospec.kv_cache import CachePlace
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree, DraftVocab
-from nanospec.tree_layout import ancestor_mask, node_depth
+from nanospec.tree_layout import tree_layout
 from nanospec.tree_shape import TreeShape
 
 BLOCKED_WIDTH = 16384  # columns from which the search by blocks is faster than torch.topk
@@ -119,11 +119,11 @@ def _keep_best(shape: TreeShape, root_id: Tensor, levels: list[_Level]) -> Draft
     parent_candidate = parent.gather(1, kept)
     parent_pos = tree_pos.gather(1, parent_candidate.clamp(min=0)).masked_fill_(parent_candidate < 0, 0)
     parent_pos = torch.nn.functional.pad(parent_pos, (1, 0))
-    ancestors = ancestor_mask(parent_pos, shape.depth)
+    ancestors, depth = tree_layout(parent_pos, shape.depth)
     return DraftTree(
         token_ids=torch.cat((root_id, token_ids.gather(1, kept)), 1),
         parent_pos=parent_pos,
-        depth=node_depth(ancestors),
+        depth=depth,
         score=torch.nn.functional.pad(score.gather(1, kept), (1, 0)),
         ancestor_mask=ancestors,
     )

@@ -5,6 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAX_KERNEL_NODES = 128  # T x T values that one program of a kernel keeps in registers
+
+
+def has_tree_kernel(positions: Tensor) -> bool:
+    """Whether one kernel handles trees such as `positions` [B, T].
+
+    PyTorch takes other devices, larger trees, and what is traced: a compiler fuses it with its neighbours.
+    """
+    return positions.is_cuda and positions.shape[1] <= MAX_KERNEL_NODES and not torch.compiler.is_compiling()
+
+
+def tree_layout(parent_pos: Tensor, max_depth: int) -> tuple[Tensor, Tensor]:
+    """(`ancestor_mask` bool [B, T, T], `node_depth` int64 [B, T]) of parent_pos int64 [B, T]; one launch on CUDA."""
+    if has_tree_kernel(parent_pos):
+        from nanospec.ops.tree_layout_triton import tree_layout_triton
+
+        return tree_layout_triton(parent_pos, max_depth)
+    mask = ancestor_mask(parent_pos, max_depth)
+    return mask, node_depth(mask)
+
 
 def ancestor_mask(parent_pos: Tensor, max_depth: int) -> Tensor:
     """bool [B, T, T]: entry [i, j] is set iff j is i itself or an ancestor of i.

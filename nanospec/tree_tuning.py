@@ -94,6 +94,7 @@ def _record(decoder: SpeculativeDecoder, shape: TreeShape) -> tuple[AcceptRecord
     for input_ids in _probe_prompts(decoder):
         loop, stats = decoder.speculate(input_ids, shape, max_new_tokens=NUM_STEPS * (shape.depth + 1))
         loop.on_verdict = recorder
+        loop.fixed_steps = None  # timed stage by stage
         for _ in islice(loop.steps(), NUM_STEPS + 1):
             pass
         if not stats.steps:  # the context window leaves no room for a step

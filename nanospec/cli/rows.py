@@ -80,7 +80,12 @@ class Totals(NamedTuple):
 
     @property
     def draft_ms(self) -> float | None:
-        return ratio(1000 * self.seconds["draft"], self.steps)
+        """None where steps were captured whole: nobody sees inside."""
+        return None if self.seconds["step"] else ratio(1000 * self.seconds["draft"], self.steps)
+
+    @property
+    def vocabulary_share(self) -> float | None:
+        return None if self.seconds["step"] else ratio(self.seconds["vocabulary"], self.decode_seconds)
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
@@ -131,7 +136,7 @@ def _build_row(
         draft_ms_per_step=own.draft_ms if drafts else None,
         draft_vs_full=ratio(own.draft_ms, full and full.draft_ms) if drafts else None,
         draft_vs_headless=headless.get(name),
-        vocabulary_share=ratio(own.seconds["vocabulary"], own.decode_seconds) if drafts else None,
+        vocabulary_share=own.vocabulary_share if drafts else None,
         prefill_ms_per_prompt=ratio(1000 * own.seconds["prefill"], own.prompts),
         end_to_end_tokens_per_second=own.end_to_end_tokens_per_second,
         end_to_end_vs_autoregressive=ratio(own.end_to_end_tokens_per_second, plain.end_to_end_tokens_per_second),

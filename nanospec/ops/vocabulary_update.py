@@ -8,6 +8,10 @@ from torch import Tensor
 # slot_seen of a pinned slot, and token_seen of the scratch id: later than any clock, so never a victim, never new.
 NEVER_LEAVES = 2**62
 
+# What one program of the kernel sorts and keeps in registers.
+MAX_KERNEL_IDS = 1024
+MAX_KERNEL_SLOTS = 4096
+
 
 def vocabulary_update(
     ids: Tensor,
@@ -40,6 +44,10 @@ def vocabulary_update(
     num_pairs = min(num_ids, capacity)
     if num_ids == 0:
         return ids, ids
+    if has_kernel(ids, capacity):
+        from nanospec.ops.vocabulary_update_triton import vocabulary_update_triton
+
+        return vocabulary_update_triton(ids, slot_token, slot_seen, token_slot, token_seen, count, clock)
 
     ids = torch.where((ids < 0) | (ids >= vocab_size), vocab_size, ids)
     time = clock[:, None] + torch.arange(num_ids, device=ids.device)
@@ -67,3 +75,8 @@ def vocabulary_update(
     slot_token.scatter_(1, placed_slot, placed_id)
     torch.where(slot_seen < 0, slot_token[:, :1].clone(), slot_token, out=slot_token)
     return placed_slot, placed_id.masked_fill_(~is_placed, 0)
+
+
+def has_kernel(ids: Tensor, capacity: int) -> bool:
+    """Whether one kernel does the update of K slots with `ids` [B, n]; PyTorch takes other devices and larger sizes."""
+    return ids.is_cuda and ids.shape[1] <= MAX_KERNEL_IDS and capacity <= MAX_KERNEL_SLOTS
