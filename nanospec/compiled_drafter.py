@@ -69,7 +69,9 @@ def compile_tree_drafter(drafter: Drafter, shape: TreeShape, vocab: VocabSelecto
     head, is_full = drafter.head, isinstance(vocab, FullVocab)
 
     def children(states: Tensor) -> tuple[Tensor, Tensor]:
-        return best_children(F.linear(states, head.weight, head.bias), shape.branching, by_blocks=is_full)
+        return best_children(
+            F.linear(drafter.before_head(states), head.weight, head.bias), shape.branching, by_blocks=is_full
+        )
 
     if is_full:
         return CompiledTreeDrafter(drafter, shape, children, inner)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nanospec.autoregression import AutoregressiveLoop
-from nanospec.checkpoints.eagle import load_eagle_drafter
+from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.target import load_target
 from nanospec.compiled_drafter import (
@@ -127,7 +127,7 @@ class SpeculativeDecoder:
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
         if isinstance(draft, str | Path):
             directory = resolve_checkpoint(draft, "draft")
-            drafter: Drafter = load_eagle_drafter(directory, loaded)
+            drafter: Drafter = load_drafter(directory, loaded)
             if (directory / FREQUENT_IDS).exists():
                 options.setdefault("frequent_ids", read_static_list(directory / FREQUENT_IDS, loaded.vocab_size))
         elif isinstance(draft, Drafter):

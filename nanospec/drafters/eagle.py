@@ -39,6 +39,10 @@ class EagleShape:
     hidden_act: str
     fc_bias: bool
     qkv_bias: bool
+    qk_norm: bool = False
+    input_norm: bool = False  # of the first layer, before its attention
+    embed_norm: bool = False
+    head_norm: bool = False
 
 
 class DraftMemory(NamedTuple):
@@ -54,7 +58,8 @@ class DraftMemory(NamedTuple):
 
 
 class EagleLayer(nn.Module):
-    """Llama decoder layer with fused projections. The first layer of EAGLE-1 has no norm before its attention."""
+    """Llama decoder layer with fused projections. The first layer of EAGLE-1 has no norm before its attention; where a
+    draft follows Qwen3, queries and keys are normed."""
 
     def __init__(self, shape: EagleShape, input_norm: bool) -> None:
         super().__init__()
@@ -68,6 +73,8 @@ class EagleLayer(nn.Module):
         self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
         self.act = ACT2FN[shape.hidden_act]
+        self.q_norm = nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None
 
     def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend) -> Tensor:
         """hidden [B, n, D]; rotation cos, sin [n, head_dim]; attend(q, k, v) -> [B, heads, n, head_dim]."""
@@ -75,11 +82,18 @@ class EagleLayer(nn.Module):
         normed = hidden if self.input_layernorm is None else rms_norm(hidden, self.input_layernorm, self.eps)
         heads = self.qkv_proj(normed).view(batch, length, -1, self.head_dim).transpose(1, 2)
         split = self.num_heads + self.num_kv_heads
-        turned = rotate(heads[:, :split], *rotation)
+        turned = rotate(self._norm_heads(heads[:, :split]), *rotation)
         mixed = attend(turned[:, : self.num_heads], turned[:, self.num_heads :], heads[:, split:])
         hidden = hidden + self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
         gate, up = self.gate_up_proj(rms_norm(hidden, self.post_attention_layernorm, self.eps)).chunk(2, -1)
         return hidden + self.down_proj(self.act(gate) * up)
+
+    def _norm_heads(self, heads: Tensor) -> Tensor:
+        """Queries and keys [B, heads, n, head_dim], normed as in Qwen3 where the layer has such norms."""
+        if self.q_norm is None or self.k_norm is None:
+            return heads
+        query, key = heads[:, : self.num_heads], heads[:, self.num_heads :]
+        return torch.cat((rms_norm(query, self.q_norm, self.eps), rms_norm(key, self.k_norm, self.eps)), 1)
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -107,7 +121,11 @@ class EagleDrafter(nn.Module):
         super().__init__()
         self.shape = shape
         self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
-        self.layers = nn.ModuleList(EagleLayer(shape, input_norm=index > 0) for index in range(shape.num_layers))
+        self.layers = nn.ModuleList(
+            EagleLayer(shape, input_norm=shape.input_norm or index > 0) for index in range(shape.num_layers)
+        )
+        self.embed_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if shape.embed_norm else None
+        self.lm_head_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if shape.head_norm else None
         # In tuples, so that the target's weights are not ours to move or save, and angles stay float32 in any dtype.
         self._shared = (embed_tokens, head)
         self._rotary = (LlamaRotaryEmbedding(rope_config),)
@@ -213,7 +231,12 @@ class EagleDrafter(nn.Module):
         return DraftMemory(self.cache.buffer, *self._rotation_table)
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
-        return self.head(states, vocab)
+        return self.head(self.before_head(states), vocab)
+
+    def before_head(self, states: Tensor) -> Tensor:
+        """What the head reads of the states [B, n, D]: EAGLE-1/2 has no norm there, speculators' variant has one."""
+        norm = self.lm_head_layernorm
+        return states if norm is None else rms_norm(states, norm, self.shape.rms_norm_eps)
 
     def _run(
         self,
@@ -224,6 +247,8 @@ class EagleDrafter(nn.Module):
         rows: CacheRows,
     ) -> Tensor:
         embedded = self._shared[0](token_ids)
+        if self.embed_layernorm is not None:
+            embedded = rms_norm(embedded, self.embed_layernorm, self.shape.rms_norm_eps)
         hidden = self.fc(torch.cat((embedded, features.to(embedded.dtype)), -1))
         grouped = self.shape.num_heads != self.shape.num_kv_heads
         for index, layer in enumerate(self.layers):
