@@ -43,6 +43,8 @@ class EagleShape:
     input_norm: bool = False  # of the first layer, before its attention
     embed_norm: bool = False
     head_norm: bool = False
+    two_inputs: bool = False  # EAGLE-3: the first attention reads embedding and feature side by side
+    fc_inputs: int = 0  # columns of fc; 0: two times hidden_size
 
 
 class DraftMemory(NamedTuple):
@@ -61,13 +63,14 @@ class EagleLayer(nn.Module):
     """Llama decoder layer with fused projections. The first layer of EAGLE-1 has no norm before its attention; where a
     draft follows Qwen3, queries and keys are normed."""
 
-    def __init__(self, shape: EagleShape, input_norm: bool) -> None:
+    def __init__(self, shape: EagleShape, input_norm: bool, two_inputs: bool = False) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         self.eps = shape.rms_norm_eps
         width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
         self.input_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if input_norm else None
-        self.qkv_proj = nn.Linear(shape.hidden_size, width, bias=shape.qkv_bias)
+        self.hidden_norm = nn.Parameter(torch.ones(shape.hidden_size)) if two_inputs else None
+        self.qkv_proj = nn.Linear(shape.hidden_size * (1 + two_inputs), width, bias=shape.qkv_bias)
         self.o_proj = nn.Linear(shape.num_heads * shape.head_dim, shape.hidden_size, bias=False)
         self.post_attention_layernorm = nn.Parameter(torch.ones(shape.hidden_size))
         self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
@@ -76,11 +79,18 @@ class EagleLayer(nn.Module):
         self.q_norm = nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None
 
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend) -> Tensor:
-        """hidden [B, n, D]; rotation cos, sin [n, head_dim]; attend(q, k, v) -> [B, heads, n, head_dim]."""
+    def forward(
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend, attention_input: Tensor | None = None
+    ) -> Tensor:
+        """hidden [B, n, D]; rotation cos, sin [n, head_dim]; attend(q, k, v) -> [B, heads, n, head_dim].
+
+        attention_input: what the projections read, where that is not the norm of `hidden`.
+        """
         batch, length, width = hidden.shape
-        normed = hidden if self.input_layernorm is None else rms_norm(hidden, self.input_layernorm, self.eps)
-        heads = self.qkv_proj(normed).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        if attention_input is None:
+            norm = self.input_layernorm
+            attention_input = hidden if norm is None else rms_norm(hidden, norm, self.eps)
+        heads = self.qkv_proj(attention_input).view(batch, length, -1, self.head_dim).transpose(1, 2)
         split = self.num_heads + self.num_kv_heads
         turned = rotate(self._norm_heads(heads[:, :split]), *rotation)
         mixed = attend(turned[:, : self.num_heads], turned[:, self.num_heads :], heads[:, split:])
@@ -114,18 +124,22 @@ class EagleDrafter(nn.Module):
     """
 
     name = "eagle"
+    target_ids: Tensor | None
 
     def __init__(
         self, shape: EagleShape, rope_config: LlamaConfig, embed_tokens: nn.Module, head: GatheredHead
     ) -> None:
         super().__init__()
         self.shape = shape
-        self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
+        self.fc = nn.Linear(shape.fc_inputs or 2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
         self.layers = nn.ModuleList(
-            EagleLayer(shape, input_norm=shape.input_norm or index > 0) for index in range(shape.num_layers)
+            EagleLayer(shape, shape.input_norm or index > 0, shape.two_inputs and index == 0)
+            for index in range(shape.num_layers)
         )
         self.embed_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if shape.embed_norm else None
         self.lm_head_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if shape.head_norm else None
+        # int64 [rows of the head]: the id that each scores; None: row i scores id i.
+        self.register_buffer("target_ids", None, persistent=False)
         # In tuples, so that the target's weights are not ours to move or save, and angles stay float32 in any dtype.
         self._shared = (embed_tokens, head)
         self._rotary = (LlamaRotaryEmbedding(rope_config),)
@@ -135,6 +149,10 @@ class EagleDrafter(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.fc.weight.dtype
+
+    @property
+    def state_size(self) -> int:
+        return self.shape.hidden_size
 
     @property
     def cache(self) -> KVCache:
@@ -175,7 +193,7 @@ class EagleDrafter(nn.Module):
     def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
         chunks = zip(token_ids.split(EXTEND_CHUNK, 1), features.split(EXTEND_CHUNK, 1), strict=True)
         for ids, feature in chunks:
-            state = self._extend_chunk(ids, feature)
+            state = self._extend_chunk(ids, self.fuse(feature))
         return state
 
     def _extend_chunk(self, token_ids: Tensor, features: Tensor) -> Tensor:
@@ -216,7 +234,7 @@ class EagleDrafter(nn.Module):
         rows = place.rows(memory.buffer, count)
         causal = torch.ones(1, count, count, dtype=torch.bool, device=token_ids.device).tril()
         mask = additive_mask(place.visible(causal), self.dtype)[:, None]
-        states = self._run(token_ids, features, memory.angles(rows.row_ids), mask, rows)
+        states = self._run(token_ids, self.fuse(features), memory.angles(rows.row_ids), mask, rows)
         return states.index_select(1, num_tokens - 1)
 
     def commit(self, num_tokens: int) -> None:
@@ -246,10 +264,7 @@ class EagleDrafter(nn.Module):
         mask: Tensor | None,
         rows: CacheRows,
     ) -> Tensor:
-        embedded = self._shared[0](token_ids)
-        if self.embed_layernorm is not None:
-            embedded = rms_norm(embedded, self.embed_layernorm, self.shape.rms_norm_eps)
-        hidden = self.fc(torch.cat((embedded, features.to(embedded.dtype)), -1))
+        hidden, attention_input = self.enter(token_ids, features)
         grouped = self.shape.num_heads != self.shape.num_kv_heads
         for index, layer in enumerate(self.layers):
 
@@ -257,5 +272,20 @@ class EagleDrafter(nn.Module):
                 keys, values = rows.append(index, key, value)
                 return F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=grouped)
 
-            hidden = layer(hidden, rotation, attend)
+            hidden = layer(hidden, rotation, attend, attention_input if index == 0 else None)
+        return self.leave(hidden)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """What the target delivers -> what the first layer takes as state, both [B, n, .]."""
+        return features
+
+    def enter(self, token_ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Input of the first layer [B, n, D], and what its attention reads where that is something else."""
+        embedded = self._shared[0](token_ids)
+        if self.embed_layernorm is not None:
+            embedded = rms_norm(embedded, self.embed_layernorm, self.shape.rms_norm_eps)
+        return self.fc(torch.cat((embedded, states.to(embedded.dtype)), -1)), None
+
+    def leave(self, hidden: Tensor) -> Tensor:
+        """Output of the last layer -> state, [B, n, D]."""
         return hidden

@@ -17,6 +17,8 @@ RESULT_KEYS = {
     "target_passes",
     "mean_accept_length",
     "mean_active_vocab",
+    "observed_ids",
+    "unsayable_ids",
     "tokens_per_second",
     "seconds",
     "vocab",
