@@ -9,6 +9,7 @@ HASS, and speculators before 0.4, may add embed_layernorm, layers.0.input_layern
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,14 @@ def build_eagle_drafter(
 
 def save_eagle_drafter(drafter: EagleDrafter, directory: Path, config: dict[str, Any]) -> None:
     """Writes model.safetensors and config.json in the published layout, without the embeddings."""
+    write_checkpoint(directory, published_tensors(drafter), config)
+
+
+def write_checkpoint(directory: str | Path, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+    """Writes model.safetensors and config.json into `directory`, which need not exist."""
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in published_tensors(drafter).items()}
-    save_file(tensors, directory / "model.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

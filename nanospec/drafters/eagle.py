@@ -151,6 +151,17 @@ class EagleDrafter(nn.Module):
         return self.fc.weight.dtype
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that it reads: the target's."""
+        weight = self._shared[0].weight
+        assert isinstance(weight, Tensor), "an embedding has a weight [V, D]"
+        return weight.shape[0]
+
+    @property
+    def rope_config(self) -> LlamaConfig:
+        return self._rotary[0].config
+
+    @property
     def state_size(self) -> int:
         return self.shape.hidden_size
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from nanospec.checkpoints import load_drafter
 from nanospec.drafters.eagle3 import Eagle3Drafter
@@ -29,19 +28,8 @@ from tests.checkpoints.eagle3_files import (
     write_draft,
 )
 
-NUM_LAYERS = 8
+NUM_LAYERS = 8  # of the target
 AUX = "eagle_aux_hidden_state_layer_ids"
-
-
-@pytest.fixture(scope="module")
-def target() -> Target:
-    """Hidden size 16, 37 ids, eight layers, float32."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=24, num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    return Target(LlamaForCausalLM(config).requires_grad_(False))
 
 
 def load(directory: Path, target: Target, tensors: dict[str, Tensor], config: dict[str, Any] = CONFIG, **options: Any):
