@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import LlamaConfig
 from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanospec.checkpoints.detect import count_layers
 from nanospec.drafters.eagle import EagleShape
 
+MAX_SIZE = 2**24  # no draft is wider; what a damaged config claims stays countable
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
@@ -34,9 +37,9 @@ def read_shape(settings: dict[str, Any], tensors: Mapping[str, Tensor], director
         raise ValueError(f"draft config.json must hold {missing[0]!r}, got {sorted(settings)} in {directory}")
     hidden_size, num_heads = whole_number(settings, "hidden_size"), whole_number(settings, "num_attention_heads")
     eps, activation = settings.get("rms_norm_eps", 1e-6), settings.get("hidden_act", "silu")
-    if not isinstance(eps, int | float) or eps <= 0:
+    if not isinstance(eps, int | float) or isinstance(eps, bool) or eps <= 0:
         raise ValueError(f"draft config rms_norm_eps must be a positive number, got {eps!r}")
-    if activation not in ACT2FN:
+    if not isinstance(activation, str) or activation not in ACT2FN:
         raise ValueError(f"draft config hidden_act must be an activation of transformers, got {activation!r}")
     shape = EagleShape(
         hidden_size=hidden_size,
@@ -62,20 +65,31 @@ def read_shape(settings: dict[str, Any], tensors: Mapping[str, Tensor], director
 
 
 def rope_config(settings: dict[str, Any], shape: EagleShape, context_window: int) -> LlamaConfig:
-    """Rotary settings of the draft: its own keys, or the Llama default (base 10000), never the target's."""
-    return LlamaConfig(
-        hidden_size=shape.hidden_size,
-        num_attention_heads=shape.num_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=settings.get("max_position_embeddings") or context_window,
-        **{key: settings[key] for key in ROPE_KEYS if settings.get(key) is not None},
-    )
+    """Rotary settings of the draft: its own keys, or the Llama default (base 10000), never the target's.
+
+    Raises ValueError for settings that transformers does not know or that give no angles.
+    """
+    given = {key: settings[key] for key in ROPE_KEYS if settings.get(key) is not None}
+    try:
+        config = LlamaConfig(
+            hidden_size=shape.hidden_size,
+            num_attention_heads=shape.num_heads,
+            head_dim=shape.head_dim,
+            max_position_embeddings=whole_number(settings, "max_position_embeddings", context_window),
+            **given,
+        )
+        frequencies = LlamaRotaryEmbedding(config).inv_freq
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"draft config must hold rotary settings of transformers, got {given}: {error}") from None
+    if shape.head_dim % 2 or not bool((frequencies.isfinite() & (frequencies > 0)).all()):
+        raise ValueError(f"draft config must give finite angles to pairs of {shape.head_dim} numbers, got {given}")
+    return config
 
 
 def whole_number(settings: dict[str, Any], key: str, default: int | None = None) -> int:
     """A positive whole number of the settings; ValueError for anything else."""
     value = settings.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"draft config {key} must be a positive whole number, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
+        raise ValueError(f"draft config {key} must be a positive whole number up to {MAX_SIZE}, got {value!r}")
     return value

@@ -22,6 +22,10 @@ def read_vocab_map(d2t: Tensor | None, t2d: Tensor | None, num_rows: int, vocab_
         if num_rows != vocab_size:
             raise ValueError(f"draft must hold 'd2t' or 't2d' because its head scores {num_rows} of {vocab_size} ids")
         return None
+    if d2t is not None and tuple(d2t.shape) != (num_rows,):
+        raise ValueError(f"draft d2t must have shape ({num_rows},) as its head has rows, got {tuple(d2t.shape)}")
+    if d2t is not None and d2t.is_complex():
+        raise ValueError(f"draft d2t must hold integers, got {d2t.dtype}")
     from_mask = None if t2d is None else _from_mask(t2d, num_rows, vocab_size)
     if d2t is None or (d2t.is_floating_point() and from_mask is not None):
         ids = from_mask
@@ -37,8 +41,6 @@ def read_vocab_map(d2t: Tensor | None, t2d: Tensor | None, num_rows: int, vocab_
 
 
 def _from_offsets(d2t: Tensor, num_rows: int, vocab_size: int) -> Tensor:
-    if tuple(d2t.shape) != (num_rows,):
-        raise ValueError(f"draft d2t must have shape ({num_rows},) as its head has rows, got {tuple(d2t.shape)}")
     ids = torch.arange(num_rows) + d2t.long()
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if outside.numel():

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -44,7 +45,9 @@ def build_eagle_drafter(
     _check_against_target(settings, tensors, target, directory)
     shape = read_shape(settings, tensors, directory)
     head = GatheredHead(target.head_weight, target.head_bias)
-    drafter = EagleDrafter(shape, rope_config(settings, shape, target.context_window), target.embed_tokens, head)
+    rope = rope_config(settings, shape, target.context_window)
+    with torch.device("meta"):  # sizes that a config only claims cost nothing
+        drafter = EagleDrafter(shape, rope, target.embed_tokens, head)
     load_published(drafter, tensors, directory, Family.EAGLE)
     return drafter.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
 

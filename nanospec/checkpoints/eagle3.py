@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nanospec.checkpoints.detect import Family
@@ -51,14 +52,11 @@ def build_eagle3_drafter(
     if not owns_embedding:
         _check_embedding(weights.pop("embed_tokens.weight", None), settings, target)
     head, num_rows = _head(weights, tensors, shape.hidden_size, target)
-    drafter = Eagle3Drafter(
-        shape,
-        wiring,
-        rope_config(settings, shape, target.context_window),
-        target.vocab_size if owns_embedding else target.embed_tokens,
-        head,
-        read_vocab_map(tensors.get("d2t"), tensors.get("t2d"), num_rows, target.vocab_size),
-    )
+    rope = rope_config(settings, shape, target.context_window)
+    target_ids = read_vocab_map(tensors.get("d2t"), tensors.get("t2d"), num_rows, target.vocab_size)
+    embedding = target.vocab_size if owns_embedding else target.embed_tokens
+    with torch.device("meta"):  # sizes that a config only claims cost nothing
+        drafter = Eagle3Drafter(shape, wiring, rope, embedding, head, target_ids)
     load_published(drafter, weights, directory, Family.EAGLE3)
     return drafter.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
 

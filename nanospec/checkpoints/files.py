@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 # In order of preference; the last two hold Medusa heads.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "medusa_lm_head.safetensors", "medusa_lm_head.pt")
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# What the readers raise for a damaged file; a damaged pickle can fail in most of its instructions.
+_UNREADABLE = (
+    SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError,
+    AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error,
+)  # fmt: skip
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -112,7 +118,7 @@ def _read_weight_file(path: Path, specs_only: bool) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return _read_header(path) if specs_only else load_file(path)
         tensors = torch.load(path, map_location="meta" if specs_only else "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} must be a readable weight file, got {reason}") from None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -127,8 +133,11 @@ def _read_header(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """ValueError naming the first tensor that is no plain floating-point weight or holds a NaN or an infinity."""
+    """ValueError naming the first tensor that is no vector or matrix of plain floating-point numbers, or that holds a
+    NaN or an infinity."""
     for name, tensor in tensors.items():
+        if tensor.dim() not in (1, 2):
+            raise ValueError(f"weights must be vectors or matrices, got {tuple(tensor.shape)} in {name!r} of {source}")
         if tensor.dtype not in WEIGHT_DTYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
             raise ValueError(f"weights must be {names}, got {tensor.dtype} in {name!r} of {source}")

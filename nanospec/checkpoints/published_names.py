@@ -17,7 +17,7 @@ NORM = re.compile(r"norm(\.\d+)?$")
 
 
 def load_published(drafter: EagleDrafter, tensors: Mapping[str, Tensor], directory: Path, family: str) -> None:
-    """Fills the drafter with tensors under published names.
+    """Gives the drafter, which may be on the meta device, the tensors under published names as its own.
 
     Raises ValueError naming every tensor that is missing or unused, or the first of another shape.
     """
@@ -30,7 +30,7 @@ def load_published(drafter: EagleDrafter, tensors: Mapping[str, Tensor], directo
             raise ValueError(
                 f"draft tensor {name!r} must have shape {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
             )
-    drafter.load_state_dict(_fuse(tensors))
+    drafter.load_state_dict(_fuse(tensors), assign=True)
 
 
 def published_tensors(drafter: EagleDrafter) -> dict[str, Tensor]:

@@ -142,7 +142,8 @@ class EagleDrafter(nn.Module):
         self.register_buffer("target_ids", None, persistent=False)
         # In tuples, so that the target's weights are not ours to move or save, and angles stay float32 in any dtype.
         self._shared = (embed_tokens, head)
-        self._rotary = (LlamaRotaryEmbedding(rope_config),)
+        with torch.device("cpu"):  # also where the weights are made on the meta device
+            self._rotary = (LlamaRotaryEmbedding(rope_config),)
         self._cache: KVCache | None = None
         self._rotation_table: tuple[Tensor, Tensor] | None = None
 

@@ -35,7 +35,7 @@ def test_a_map_of_every_id_to_itself_is_none() -> None:
     [
         (None, None, "draft must hold 'd2t' or 't2d' because its head scores 3 of 5 ids"),
         (D2T[:2], None, r"d2t must have shape \(3,\) as its head has rows, got \(2,\)"),
-        (T2D, D2T, r"t2d must have shape \(5,\), one per id of the target, got \(3,\)"),
+        (D2T, D2T, r"t2d must have shape \(5,\), one per id of the target, got \(3,\)"),
         (None, ~T2D, "t2d must select 3 ids as its head has rows, got 2"),
         (torch.tensor([0, 2, 3]), None, "d2t must lead to ids between 0 and 4, got 5"),
         (torch.tensor([0, -2, 2]), None, "d2t must lead to ids between 0 and 4, got -1"),

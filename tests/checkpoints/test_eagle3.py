@@ -219,11 +219,14 @@ def test_an_unused_tensor_is_named(tmp_path: Path, target: Target, name: str) ->
         ({"fc.weight": torch.zeros(HIDDEN, 2 * HIDDEN)}, r"'fc.weight' must have shape \(16, 48\), got \(16, 32\)"),
         ({"fc.weight": torch.zeros(8, 3 * HIDDEN)}, "config hidden_size must be 8 as in fc.weight, got 16"),
         ({"lm_head.weight": torch.zeros(VOCAB + 1, HIDDEN)}, "lm_head.weight must have at most the target's 37 rows"),
-        ({"lm_head.weight": torch.zeros(ROWS + 1, HIDDEN)}, "t2d must select 10 ids as its head has rows, got 9"),
+        (
+            {"lm_head.weight": torch.zeros(ROWS + 1, HIDDEN)},
+            r"d2t must have shape \(10,\) as its head has rows",
+        ),
         ({"embed_tokens.weight": torch.zeros(VOCAB + 1, HIDDEN)}, "vocabulary must be the target's 37 ids, got 38"),
         ({"norm.weight": torch.full((HIDDEN,), torch.nan)}, "got NaN or infinity in 'norm.weight'"),
         ({"norm.weight": torch.zeros(HIDDEN, dtype=torch.int8)}, "got torch.int8 in 'norm.weight'"),
-        ({"d2t": official()["t2d"], "t2d": official()["d2t"]}, r"draft t2d must have shape \(37,\)"),
+        ({"d2t": official()["t2d"], "t2d": official()["d2t"]}, r"draft d2t must have shape \(9,\)"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(
