@@ -48,10 +48,12 @@ class GatheredHead(nn.Module):
     def best(self, hidden: Tensor, vocab: DraftVocab, k: int) -> tuple[Tensor, Tensor]:
         """The k best ids after every token, int64 [B, n, k], and their log-probabilities over the draft vocabulary.
 
-        As `gathered_topk_logprob`, which on CUDA is two kernels that write no logits. Raises as it does.
+        Where the vocabulary has `head_pos`, positions in the head in place of ids. As `gathered_topk_logprob`, which on
+        CUDA is two kernels that write no logits. Raises as it does.
         """
         count = None if vocab.all_active else vocab.count
-        return gathered_topk_logprob(hidden, self.weight, vocab.draft_ids, k, self.bias, count, vocab.rows)
+        head_pos = vocab.draft_ids if vocab.head_pos is None else vocab.head_pos
+        return gathered_topk_logprob(hidden, self.weight, head_pos, k, self.bias, count, vocab.rows)
 
     def has_kernel(self, vocab: DraftVocab, k: int) -> bool:
         """Whether `best` is the fast way: on CUDA, over a vocabulary that is narrow against the whole."""

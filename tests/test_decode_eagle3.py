@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 
 from nanospec import SpeculativeDecoder, Target, TreeShape
 from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.gathered_head import GatheredHead
 from tests.test_decoding_step import fixed_loop
 from tests.tiny_pair import EAGLE3_LAYERS, VOCAB_SIZE, randomize, tiny_eagle3_drafter, tiny_eagle3_target, tiny_model
 
@@ -90,6 +91,17 @@ def test_steps_of_fixed_shape_give_the_same_tokens_in_as_many_steps(policy, num_
     plain = pair.generate([1, 2, 3], max_new_tokens=30)
     assert [token for step in steps for token in step][:30] == plain.token_ids
     assert len(steps) == plain.stats.target_passes
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_head_with_a_kernel_grows_the_same_trees(policy, monkeypatch):
+    pair = decoder(policy, num_rows=30)
+    expected = pair.generate([1, 2, 3], max_new_tokens=30)
+    monkeypatch.setattr(GatheredHead, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(GatheredHead, "forward", None)  # and with it no other head is called
+    result = pair.generate([1, 2, 3], max_new_tokens=30)
+    assert result.token_ids == expected.token_ids
+    assert result.stats.mean_accept_length == expected.stats.mean_accept_length
 
 
 def test_a_draft_of_another_width_than_its_target_decodes():

@@ -263,6 +263,11 @@ class EagleDrafter(nn.Module):
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
         return self.head(self.before_head(states), vocab)
 
+    def best(self, states: Tensor, vocab: DraftVocab, k: int) -> tuple[Tensor, Tensor]:
+        """The k best ids after every state, int64 [B, n, k], and their log-probabilities: see `GatheredHead.best`."""
+        head_pos, log_prob = self.head.best(self.before_head(states), vocab, k)
+        return head_pos if self.target_ids is None else self.target_ids[head_pos], log_prob
+
     def before_head(self, states: Tensor) -> Tensor:
         """What the head reads of the states [B, n, D]: EAGLE-1/2 has no norm there, speculators' variant has one."""
         norm = self.lm_head_layernorm
