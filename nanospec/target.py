@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,13 +55,14 @@ class Target(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, compiled_by: str | None = None, feature_layers: tuple[int, ...] | None = None
+        self, model: PreTrainedModel, compiled_by: str | None = None, feature_layers: Sequence[int] | None = None
     ) -> None:
         super().__init__()
         refuse_unsupported(model)
-        if feature_layers is not None:
-            check_feature_layers(feature_layers, model.config.num_hidden_layers)
-        self.model, self.compiled_by, self.feature_layers = model.eval(), compiled_by, feature_layers
+        self.model, self.compiled_by = model.eval(), compiled_by
+        self.feature_layers = None if feature_layers is None else tuple(feature_layers)
+        if self.feature_layers is not None:
+            check_feature_layers(self.feature_layers, model.config.num_hidden_layers)
         self._cache: KVCache | None = None
         self._compiled_passes: dict[int, Callable[..., Verification]] = {}
 

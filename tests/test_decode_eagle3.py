@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from nanospec import SpeculativeDecoder, Target, TreeShape
+from nanospec.checkpoints import save_drafter
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.gathered_head import GatheredHead
 from tests.test_decoding_step import fixed_loop
@@ -115,6 +116,24 @@ def test_a_draft_of_another_width_than_its_target_decodes():
     plain = pair.generate_autoregressive([1, 2, 3], max_new_tokens=20)
     assert pair.generate([1, 2, 3], max_new_tokens=20).token_ids == plain.token_ids
     assert [token for step in fixed_loop(pair, [1, 2, 3], 20).steps() for token in step][:20] == plain.token_ids
+
+
+@pytest.mark.parametrize("layout", ["official", "speculators"])
+def test_a_saved_pair_is_read_and_decodes_as_before(layout, tmp_path):
+    pair = decoder("in-context", num_rows=30)
+    pair.target.model.save_pretrained(tmp_path / "target")
+    save_drafter(pair.drafter, tmp_path / "draft", layout, pair.target)
+    options = {"tree": pair.tree, "capacity": 30, "device": "cpu"}
+    again = SpeculativeDecoder.from_pretrained(tmp_path / "target", tmp_path / "draft", **options)
+    expected, result = (one.generate([1, 2, 3], max_new_tokens=20) for one in (pair, again))
+    assert result.token_ids == expected.token_ids
+    assert result.stats.mean_accept_length == expected.stats.mean_accept_length
+    assert result.stats.unsayable_ids == expected.stats.unsayable_ids > 0
+    other = SpeculativeDecoder.from_pretrained(
+        tmp_path / "target", tmp_path / "draft", feature_layers=[0, 1, 2], **options
+    )
+    assert other.target.feature_layers == (0, 1, 2)
+    assert other.generate([1, 2, 3], max_new_tokens=20).token_ids == expected.token_ids
 
 
 def test_features_are_the_inputs_of_the_layers():
