@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nanospec.autoregression import AutoregressiveLoop
-from nanospec.checkpoints.eagle import load_eagle_drafter
+from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.target import load_target
 from nanospec.compiled_drafter import (
@@ -26,6 +26,7 @@ from nanospec.compiled_drafter import (
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
 from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
 from nanospec.drafters.eagle import EagleDrafter
+from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe, headless_tree_drafter
 from nanospec.request import Request, as_input_ids
@@ -39,8 +40,9 @@ from nanospec.text_stream import TextStream
 from nanospec.tree_drafter import TreeDrafter
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
+from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.static_list import read_static_list
-from nanospec.vocab_selector import VocabSelector, build_vocab_selector
+from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
 MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
@@ -59,7 +61,8 @@ class SpeculativeDecoder:
     frequent_ids      int64 [N], most frequent first: what "static:N" takes its ids from
     compile           True: drafts through torch.compile's backend "nanospec", the target through Inductor; the same
                       tokens. The first request compiles, or `warm_up`. "aot_eager" or "eager" stand in for Inductor.
-                      Such a decoder has caches of its own over the weights of `target` and `drafter`
+                      Such a decoder, and one whose drafter reads other features than `target` delivers, has caches
+                      of its own over the weights of `target` and `drafter`
     cuda_graph        whole decoding steps are replayed as CUDA graphs, captured as contexts grow; the same tokens.
                       None: on CUDA, if the drafter's passes have fixed shapes and the vocabulary is one of ours
 
@@ -87,12 +90,13 @@ class SpeculativeDecoder:
         if drafter.dtype != target.dtype:
             raise ValueError(f"drafter must have the target's dtype {target.dtype}, got {drafter.dtype}")
         self.compile, compiled_by = compile, inner_backend(compile)
-        if target.compiled_by != compiled_by:  # with caches of its own
-            target = Target(target.model, compiled_by)
+        feature_layers = drafter.feature_layers if isinstance(drafter, Eagle3Drafter) else None
+        if (target.compiled_by, target.feature_layers) != (compiled_by, feature_layers):  # with caches of its own
+            target = Target(target.model, compiled_by, feature_layers)
             drafter = drafter.with_own_cache() if isinstance(drafter, EagleDrafter) else drafter
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.num_top, self.capacity, self.frequent_ids = num_top, min(capacity, target.vocab_size), frequent_ids
-        self.vocab = build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=frequent_ids)
+        self.vocab = self._build_vocab(vocab)
         if compiled_by is not None:
             refuse_uncompiled(drafter, self.vocab)
         self._compiled_drafters: dict[tuple[TreeShape, bool], CompiledTreeDrafter] = {}
@@ -116,18 +120,20 @@ class SpeculativeDecoder:
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        feature_layers: Sequence[int] | None = None,
         **options: Any,
     ) -> SpeculativeDecoder:
         """A decoder over paths, hub ids or loaded modules.
 
-        dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here.
-        Further options are those of the class. The target's tokenizer is used where its directory holds one, and
-        "static:N" takes its ids from `frequent_ids.safetensors` where the draft's directory holds it.
+        dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here, and so
+        does feature_layers: the target's layers that an EAGLE-3 draft reads, where its config is wrong. Further options
+        are those of the class. The target's tokenizer is used where its directory holds one, and "static:N" takes its
+        ids from `frequent_ids.safetensors` where the draft's directory holds it.
         """
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
         if isinstance(draft, str | Path):
             directory = resolve_checkpoint(draft, "draft")
-            drafter: Drafter = load_eagle_drafter(directory, loaded)
+            drafter: Drafter = load_drafter(directory, loaded, feature_layers)
             if (directory / FREQUENT_IDS).exists():
                 options.setdefault("frequent_ids", read_static_list(directory / FREQUENT_IDS, loaded.vocab_size))
         elif isinstance(draft, Drafter):
@@ -156,6 +162,17 @@ class SpeculativeDecoder:
             self.compile,
             self.cuda_graph,
         )
+
+    def _build_vocab(self, vocab: str | VocabSelector) -> VocabSelector:
+        """The policy over the head that drafts: the target's, or the drafter's own with its own ids."""
+        drafter, target = self.drafter, self.target
+        if not isinstance(drafter, Eagle3Drafter):
+            return build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=self.frequent_ids)
+        weight, ids = drafter.head.weight, drafter.target_ids
+        capacity = min(self.capacity, weight.shape[0])
+        if ids is None:
+            return build_vocab_selector(vocab, weight, capacity, frequent_ids=self.frequent_ids)
+        return build_reduced_vocab(vocab, weight, ids, target.vocab_size, capacity, self.frequent_ids)
 
     def warm_up(self) -> None:
         """Decode a few tokens, so that the first request does not wait for compilation or for memory."""
@@ -213,17 +230,21 @@ class SpeculativeDecoder:
     def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
         loop, stats = self._speculate(request, self.tree)
         for piece in cutter.pieces(loop.steps()):
-            stats.new_tokens = len(cutter.token_ids)
-            self.last_stats = stats
+            self._finish(stats, cutter)
             yield piece
 
     def _collect(self, cutter: OutputCutter, steps: Iterator[list[int]], stats: GenerationStats) -> GenerationResult:
         for _ in cutter.pieces(steps):
             pass
-        stats.new_tokens = len(cutter.token_ids)
-        self.last_stats = stats
+        self._finish(stats, cutter)
         assert cutter.finish_reason is not None, "a loop ended before its request did"
         return GenerationResult(cutter.token_ids, cutter.text, cutter.finish_reason, stats)
+
+    def _finish(self, stats: GenerationStats, cutter: OutputCutter) -> None:
+        stats.new_tokens = len(cutter.token_ids)
+        if stats.drafter is not None and isinstance(self.vocab, ReducedVocab):
+            stats.observed_ids, stats.unsayable_ids = self.vocab.count_unsayable()
+        self.last_stats = stats
 
     def speculate(
         self, input_ids: Tensor, tree: TreeShape, max_new_tokens: int

@@ -47,7 +47,7 @@ class DecodingStep:
         with torch.inference_mode(False):  # ordinary tensors, writable in and outside inference mode
             self.offsets = torch.arange(self.path_length, device=device)
             self.root_id = torch.zeros(1, 1, dtype=torch.int64, device=device)
-            self.state = torch.zeros(1, 1, target.head_weight.shape[1], dtype=drafter.dtype, device=device)
+            self.state = torch.zeros(1, 1, drafter.state_size, dtype=drafter.dtype, device=device)
             self.length, self.num_generated = torch.zeros(2, 1, dtype=torch.int64, device=device)
             self.uniforms = torch.zeros(target.context_window + self.path_length, dtype=torch.float64, device=device)
             is_penalized = sampling.repetition_penalty != 1.0

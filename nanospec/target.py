@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ HEAD_CHUNK = 64  # positions per pass of the head: bounds the logits at [64, V]
 
 
 class Prefill(NamedTuple):
-    """features [1, P, D] of every prompt position; top_ids int64 [P, k]; last_logits [1, V] after the last position."""
+    """features [1, P, F] of every prompt position; top_ids int64 [P, k]; last_logits [1, V] after the last position."""
 
     features: Tensor
     top_ids: Tensor
@@ -30,7 +30,7 @@ class Prefill(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """At every node: logits [B, T, V], features [B, T, D], the best ids int64 [B, T, k] and their logits [B, T, k].
+    """At every node: logits [B, T, V], features [B, T, F], the best ids int64 [B, T, k] and their logits [B, T, k].
 
     Column 0 of the best ids is the argmax, ties to the smallest id.
     """
@@ -47,13 +47,22 @@ class Target(nn.Module):
     compiled_by: the torch.compile backend ("inductor", "aot_eager", "eager") of tree verification and plain decoding,
     one graph for all trees and context lengths; prefill stays eager. Targets over one model do not disturb each other.
 
-    Raises NotImplementedError, by name, for architectures, windows and attention kernels that are wrong with trees.
+    feature_layers: None for the last hidden state after its norm (F = D); else the layers whose inputs, un-normed and
+    side by side, are the features (F = D times their number). The input of layer i is the output of layer i - 1.
+
+    Raises ValueError for feature layers that repeat or that the model lacks; NotImplementedError, by name, for
+    architectures, windows and attention kernels that are wrong with trees.
     """
 
-    def __init__(self, model: PreTrainedModel, compiled_by: str | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, compiled_by: str | None = None, feature_layers: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         refuse_unsupported(model)
         self.model, self.compiled_by = model.eval(), compiled_by
+        self.feature_layers = None if feature_layers is None else tuple(feature_layers)
+        if self.feature_layers is not None:
+            check_feature_layers(self.feature_layers, model.config.num_hidden_layers)
         self._cache: KVCache | None = None
         self._compiled_passes: dict[int, Callable[..., Verification]] = {}
 
@@ -119,20 +128,23 @@ class Target(nn.Module):
 
         Logits [P, V] never exist: the head runs over 64 positions at a time, and only if num_top > 0.
         """
-        features = []
+        last_states, features = [], []
         for chunk in input_ids.split(PREFILL_CHUNK, dim=1):
             start, length = self.cache.length, chunk.shape[1]
             positions = torch.arange(start, start + length, device=chunk.device)
             visible = torch.arange(start + length, device=chunk.device) <= positions[:, None]
             mask = additive_mask(visible, self.dtype)[None, None]
-            features.append(self._run_body(chunk, positions[None], mask, self.cache.rows(length)))
+            last_state, feature = self._run_body(chunk, positions[None], mask, self.cache.rows(length))
+            last_states.append(last_state)
+            features.append(feature)
             self.cache.commit(length)
-        all_features = torch.cat(features, 1)
+        hidden = torch.cat(last_states, 1)
         top_ids = input_ids.new_empty(0, num_top)
         if num_top:
-            parts = all_features[0].split(HEAD_CHUNK)
+            parts = hidden[0].split(HEAD_CHUNK)
             top_ids = torch.cat([blocked_topk(self.head(part), num_top)[1] for part in parts])
-        return Prefill(all_features, top_ids, self.head(all_features[:, -1]))
+        all_features = hidden if self.feature_layers is None else torch.cat(features, 1)
+        return Prefill(all_features, top_ids, self.head(hidden[:, -1]))
 
     @torch.no_grad()
     def judge(self, tree: DraftTree, num_top: int = 1, place: CachePlace | None = None) -> Verification:
@@ -158,9 +170,9 @@ class Target(nn.Module):
         cache.commit(1)
         return logits[:, 0]
 
-    def head(self, features: Tensor) -> Tensor:
-        """features [.., D] -> logits [.., V]"""
-        return self.model.get_output_embeddings()(features)
+    def head(self, hidden: Tensor) -> Tensor:
+        """Last hidden states after their norm [.., D] -> logits [.., V]"""
+        return self.model.get_output_embeddings()(hidden)
 
     def _run(
         self, token_ids: Tensor, positions: Tensor, visible: Tensor, rows: CacheRows, num_top: int
@@ -193,23 +205,39 @@ class Target(nn.Module):
         self, token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor, row_ids: Tensor, num_top: int
     ) -> Verification:
         """token_ids, positions int64 [B, n], mask [B, 1, n, end], row_ids int64 [n]: rows of the buffer to write."""
-        features = self._run_body(token_ids, positions, mask, CacheRows(buffer, row_ids, mask.shape[3]))
-        logits = self.head(features)
+        hidden, features = self._run_body(token_ids, positions, mask, CacheRows(buffer, row_ids, mask.shape[3]))
+        logits = self.head(hidden)
         shape = (*token_ids.shape, num_top)
         if num_top == 0:
             return Verification(logits, features, token_ids.new_empty(shape), logits.new_empty(shape))
         values, ids = blocked_topk(logits.flatten(0, 1), num_top)
         return Verification(logits, features, ids.view(shape), values.view(shape))
 
-    def _run_body(self, token_ids: Tensor, positions: Tensor, mask: Tensor, rows: CacheRows) -> Tensor:
+    def _run_body(self, token_ids: Tensor, positions: Tensor, mask: Tensor, rows: CacheRows) -> tuple[Tensor, Tensor]:
+        """Last hidden state after its norm [B, n, D], features [B, n, F]."""
+        layers = self.feature_layers
         output = self.model.base_model(
             input_ids=token_ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=as_transformers_cache(rows),
             use_cache=True,
+            output_hidden_states=None if layers is None else list(layers),
         )
-        return output.last_hidden_state
+        if layers is None:
+            return output.last_hidden_state, output.last_hidden_state
+        return output.last_hidden_state, torch.cat([output.hidden_states[layer] for layer in layers], -1)
+
+
+def check_feature_layers(feature_layers: tuple[int, ...], num_layers: int) -> None:
+    """Raises ValueError unless they are distinct layers of a model of `num_layers`, TypeError for no whole numbers."""
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in feature_layers):
+        raise TypeError(f"feature_layers must be whole numbers, got {feature_layers}")
+    distinct = len(set(feature_layers)) == len(feature_layers) > 0
+    if not distinct or not all(0 <= layer < num_layers for layer in feature_layers):
+        raise ValueError(
+            f"feature_layers must be distinct layers between 0 and {num_layers - 1} of the target, got {feature_layers}"
+        )
 
 
 def refuse_model_type(model_type: str | None) -> None:

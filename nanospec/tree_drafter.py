@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
-from nanospec.gathered_head import GatheredHead
+from nanospec.drafters.eagle import EagleDrafter
 from nanospec.kv_cache import CachePlace
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree, DraftVocab
@@ -55,9 +55,8 @@ class TreeDrafter:
         return partial(drafter.advance_at, place=place, memory=drafter.memory())
 
     def _children(self, states: Tensor, vocab: DraftVocab) -> tuple[Tensor, Tensor]:
-        head = getattr(self.drafter, "head", None)
-        if isinstance(head, GatheredHead) and head.has_kernel(vocab, self.shape.branching):
-            return head.best(states, vocab, self.shape.branching)
+        if isinstance(self.drafter, EagleDrafter) and self.drafter.head.has_kernel(vocab, self.shape.branching):
+            return self.drafter.best(states, vocab, self.shape.branching)
         draft_pos, score = best_children(self.drafter.logits(states, vocab), self.shape.branching)
         ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
         return ids, score

@@ -10,6 +10,7 @@ from torch import Tensor
 from nanospec.records import DraftVocab
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
+from nanospec.vocab.reduced import ReducedVocab, head_positions
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.static_list import read_static_list
 
@@ -67,6 +68,38 @@ def build_vocab_selector(
     if policy == "static" and argument:
         return StaticVocab(head_weight, _static_ids(argument, head_weight.shape[0], frequent_ids))
     raise ValueError(f"vocab must be {CHOICES}, got {spec!r}")
+
+
+def build_reduced_vocab(
+    spec: str | VocabSelector,
+    head_weight: Tensor,
+    target_ids: Tensor,
+    vocab_size: int,
+    capacity: int = 3072,
+    frequent_ids: Tensor | None = None,
+) -> ReducedVocab:
+    """The policy that `spec` names for a draft whose head_weight [D, H] scores `target_ids` [D] of `vocab_size` ids.
+
+    Lists of ids are lists of the target's; those that the draft cannot say are left out and counted. Raises as
+    `build_vocab_selector`, and ValueError for a list of which nothing remains or a policy over the target's head.
+    """
+    if isinstance(spec, ReducedVocab):
+        return spec
+    if not isinstance(spec, str):
+        raise ValueError(
+            f"vocab must be {CHOICES}, or a ReducedVocab, for a draft that scores {target_ids.shape[0]} of "
+            f"{vocab_size} ids, got {type(spec).__name__}"
+        )
+    policy, _, argument = spec.partition(":")
+    if policy != "static" or not argument:
+        return ReducedVocab(build_vocab_selector(spec, head_weight, capacity), target_ids, vocab_size)
+    ids = _static_ids(argument, vocab_size, frequent_ids).to(target_ids.device)
+    positions = head_positions(target_ids, vocab_size)[ids]
+    kept = positions[positions >= 0]
+    if kept.numel() == 0:
+        raise ValueError(f"vocab {spec!r} must hold ids that the draft can say, got {ids.shape[0]} others")
+    listed = (ids.shape[0], ids.shape[0] - kept.shape[0])
+    return ReducedVocab(StaticVocab(head_weight, kept), target_ids, vocab_size, listed)
 
 
 def _static_ids(argument: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:

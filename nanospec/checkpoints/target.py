@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from nanospec.checkpoints.files import check_finite, read_config, resolve_checkpoint
@@ -43,6 +43,22 @@ def load_target(
     model = _load_model(directory, torch_dtype).to(place)
     check_finite(dict(model.state_dict()), directory)
     return Target(model), _load_tokenizer(directory)
+
+
+def load_target_skeleton(path: str | Path) -> Target:
+    """The target in `path` (directory or hub id) without its weights, on the meta device: what a draft is checked with.
+
+    Raises FileNotFoundError, ValueError for a config that is none of transformers, NotImplementedError (see `Target`).
+    """
+    directory = resolve_checkpoint(path, "target")
+    refuse_model_type(read_config(directory).get("model_type"))
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"target must be a causal language model of transformers, got {directory}: {error}") from error
+    return Target(model)
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -94,6 +94,8 @@ def result_object(result: GenerationResult) -> dict[str, Any]:
         "target_passes": stats.target_passes,
         "mean_accept_length": stats.mean_accept_length,
         "mean_active_vocab": stats.mean_active_vocab,
+        "observed_ids": stats.observed_ids,
+        "unsayable_ids": stats.unsayable_ids,
         "tokens_per_second": stats.tokens_per_second,
         "seconds": dict(stats.seconds),
         "vocab": stats.vocab,
@@ -107,10 +109,13 @@ def result_object(result: GenerationResult) -> dict[str, Any]:
 def figures_line(stats: GenerationStats) -> str:
     """The figures of one generation for a reader."""
     tree = "" if stats.tree is None else f", tree {','.join(map(str, stats.tree))}"
+    unsayable = ""
+    if stats.observed_ids:
+        unsayable = f"; {stats.unsayable_ids:,} of {stats.observed_ids:,} ids seen are outside the draft's vocabulary"
     return (
         f"{stats.new_tokens} tokens in {sum(stats.seconds.values()):.2f} s: {stats.tokens_per_second:.1f} tokens/s, "
         f"{stats.mean_accept_length:.2f} tokens per target pass, drafted from {stats.mean_active_vocab:,.0f} rows "
-        f"({stats.vocab}{tree}, {stats.device}, {stats.dtype})"
+        f"({stats.vocab}{tree}, {stats.device}, {stats.dtype}){unsayable}"
     )
 
 

@@ -2,5 +2,6 @@
 
 from nanospec.drafters.drafter import Drafter
 from nanospec.drafters.eagle import EagleDrafter
+from nanospec.drafters.eagle3 import Eagle3Drafter
 
-__all__ = ["Drafter", "EagleDrafter"]
+__all__ = ["Drafter", "Eagle3Drafter", "EagleDrafter"]

@@ -50,6 +50,10 @@ class Drafter(Protocol):
 class FixedShapeDrafter(Drafter, Protocol):
     """A drafter whose passes can take place where only the device knows: what a captured decoding step needs."""
 
+    @property
+    def state_size(self) -> int:
+        """D of its states [B, n, D]."""
+
     def memory(self) -> Any:
         """What its passes work on, prepared by `reset`: plain tensors that stay where they are until the next one."""
 

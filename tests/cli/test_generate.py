@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import pytest
 from typer.testing import CliRunner
 
+from nanospec.cli.generate import figures_line
 from nanospec.cli.main import app
+from nanospec.stats import GenerationStats
 from nanospec.tree_shape import TreeShape
 
 RESULT_KEYS = {
@@ -17,6 +19,8 @@ RESULT_KEYS = {
     "target_passes",
     "mean_accept_length",
     "mean_active_vocab",
+    "observed_ids",
+    "unsayable_ids",
     "tokens_per_second",
     "seconds",
     "vocab",
@@ -40,6 +44,11 @@ def test_text_goes_to_stdout_and_one_line_of_figures_to_stderr(script):
         "9 tokens in 1.50 s: 8.0 tokens/s, 2.50 tokens per target pass, drafted from 50 rows "
         "(in-context, tree 5,8,32, cpu, float32)\n"
     )
+
+
+def test_ids_outside_of_the_drafts_vocabulary_are_shown():
+    stats = GenerationStats("in-context", "eagle3", "cpu", "float32", observed_ids=12_000, unsayable_ids=1_500)
+    assert figures_line(stats).endswith("float32); 1,500 of 12,000 ids seen are outside the draft's vocabulary")
 
 
 def test_json_is_one_complete_object_and_nothing_else(script):

@@ -1,0 +1,37 @@
+"""Any draft in, the drafter that it is out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanospec.checkpoints.detect import Family, detect_family, normalise_names
+from nanospec.checkpoints.eagle import build_eagle_drafter
+from nanospec.checkpoints.eagle3 import build_eagle3_drafter
+from nanospec.checkpoints.files import read_config, read_tensors, resolve_checkpoint
+from nanospec.drafters.eagle import EagleDrafter
+from nanospec.target import Target
+
+LOADED = f"{Family.EAGLE.value} or {Family.EAGLE3.value}"
+
+
+def load_drafter(path: str | Path, target: Target, feature_layers: Sequence[int] | None = None) -> EagleDrafter:
+    """The draft in `path` (directory or hub id) on the target's device and in its dtype; its tensors say what it is.
+
+    feature_layers: for EAGLE-3, the layers of the target whose inputs it reads, where the config is wrong or silent.
+
+    Raises FileNotFoundError; ValueError naming the tensor or key that is missing, unused, non-finite or does not match
+    the target; NotImplementedError for a family that is known but cannot draft here.
+    """
+    directory = resolve_checkpoint(path, "draft")
+    tensors = normalise_names(read_tensors(directory))
+    family = detect_family(tensors)
+    if family == Family.EAGLE3:
+        return build_eagle3_drafter(directory, read_config(directory), tensors, target, feature_layers)
+    if feature_layers is not None:
+        raise ValueError(f"feature_layers must be None for a draft that is not EAGLE-3, got {feature_layers}")
+    if family == Family.EAGLE:
+        return build_eagle_drafter(directory, read_config(directory), tensors, target)
+    if family == Family.UNKNOWN:
+        raise ValueError(f"draft must be {LOADED}, got tensors {sorted(tensors)[:8]} in {directory}")
+    raise NotImplementedError(f"draft must be {LOADED}, got {family.value} in {directory}")
