@@ -24,7 +24,7 @@ CONTEXT_WINDOW = 20
 
 
 def seconds(draft: float, verify: float, vocabulary: float, other: float) -> dict[str, float]:
-    return {"prefill": 0.5, "draft": draft, "verify": verify, "vocabulary": vocabulary, "other": other}
+    return {"prefill": 0.5, "draft": draft, "verify": verify, "vocabulary": vocabulary, "other": other, "step": 0.0}
 
 
 # Per generation: seconds, target passes after prefill, tokens that they yielded, rows that the drafter scored in all.

@@ -55,7 +55,7 @@ def test_json_is_one_complete_object_and_nothing_else(script):
     result = run("Hello", "--json")
     printed = json.loads(result.stdout)
     assert set(printed) == RESULT_KEYS
-    assert set(printed["seconds"]) == {"prefill", "draft", "verify", "vocabulary", "other"}
+    assert set(printed["seconds"]) == {"prefill", "draft", "verify", "vocabulary", "other", "step"}
     assert printed["tree"] == {"depth": 5, "branching": 8, "num_nodes": 32}
     assert printed["tokens_per_second"] == 8.0
     assert result.stderr == ""
