@@ -10,14 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanospec.compiled_drafter import CompiledTreeDrafter
 from nanospec.drafters.drafter import FixedShapeDrafter
 from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftTree, Verdict
 from nanospec.sampling import SamplingParams
 from nanospec.step_outcome import by_likelihood, pack_outcome, tokens_after_path
 from nanospec.target import Target
-from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_drafter import TreeGrower
 from nanospec.verifier import verify
 from nanospec.vocab_selector import VocabSelector
 
@@ -32,7 +31,7 @@ class DecodingStep:
     def __init__(
         self,
         target: Target,
-        tree_drafter: TreeDrafter | CompiledTreeDrafter,
+        tree_drafter: TreeGrower,
         vocab: VocabSelector,
         num_top: int,
         sampling: SamplingParams,
@@ -47,7 +46,7 @@ class DecodingStep:
         with torch.inference_mode(False):  # ordinary tensors, writable in and outside inference mode
             self.offsets = torch.arange(self.path_length, device=device)
             self.root_id = torch.zeros(1, 1, dtype=torch.int64, device=device)
-            self.state = torch.zeros(1, 1, target.head_weight.shape[1], dtype=drafter.dtype, device=device)
+            self.state = torch.zeros(1, 1, drafter.state_size, dtype=drafter.dtype, device=device)
             self.length, self.num_generated = torch.zeros(2, 1, dtype=torch.int64, device=device)
             self.uniforms = torch.zeros(target.context_window + self.path_length, dtype=torch.float64, device=device)
             is_penalized = sampling.repetition_penalty != 1.0

@@ -2,5 +2,6 @@
 
 from nanospec.drafters.drafter import Drafter
 from nanospec.drafters.eagle import EagleDrafter
+from nanospec.drafters.medusa import MedusaDrafter, MedusaShape
 
-__all__ = ["Drafter", "EagleDrafter"]
+__all__ = ["Drafter", "EagleDrafter", "MedusaDrafter", "MedusaShape"]

@@ -119,6 +119,10 @@ class EagleDrafter(nn.Module):
         return self.fc.weight.dtype
 
     @property
+    def state_size(self) -> int:
+        return self.shape.hidden_size
+
+    @property
     def cache(self) -> KVCache:
         shape, weight = self.shape, self.fc.weight
         if self._cache is None or not self._cache.fits(weight):
