@@ -51,7 +51,7 @@ TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] |
 
 
 class SpeculativeDecoder:
-    """Lossless speculative decoding, one sequence at a time.
+    """Speculative decoding, one sequence at a time; lossless unless a request names a lossy acceptance.
 
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE" or a `VocabSelector`
@@ -193,6 +193,9 @@ class SpeculativeDecoder:
         input_ids int [P] or [1, P]; settings: max_new_tokens=256, temperature=0.0 (greedy), top_k=0, top_p=1.0,
         min_p=0.0, repetition_penalty=1.0, seed=None, stop_strings=(), ignore_eos=False. `probe_headless` also times
         every draft with its head deleted.
+
+        LOSSY by name only: acceptance="typical", with posterior_threshold=0.09 and posterior_alpha=0.3, keeps drafted
+        tokens that the target finds likely enough; the result then says `lossless` False.
         """
         request = self._request(input_ids, **settings)
         loop, stats = self._speculate(request, self.tree)
@@ -241,7 +244,7 @@ class SpeculativeDecoder:
         return self._speculate(self._request(input_ids, max_new_tokens, ignore_eos=True), tree)
 
     def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
-        stats = replace(self._new_stats(), tree=tree)
+        stats = replace(self._new_stats(), tree=tree, lossless=request.sampling.is_lossless)
         tree_drafter = self._tree_drafter(tree)
         loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
         if self.cuda_graph:
