@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanospec import SpeculativeDecoder, StaticTree, TreeShape
+from nanospec import SpeculativeDecoder, StaticTree, TreeShape, step_graphs
 from nanospec.decoding_step import DecodingStep
 from nanospec.request import Request
 from nanospec.sampling import SamplingParams
@@ -97,6 +97,24 @@ def test_steps_of_fixed_shape_yield_the_same_tokens(tree, policy, sampling):
     loop.fixed_steps = FixedSteps(step)
     assert [token for ids in loop.steps() for token in ids][:40] == expected.token_ids
     assert stats.target_passes == expected.stats.target_passes
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: captures and replays CUDA graphs")
+@pytest.mark.parametrize("tree", [TreeShape(3, 4, 16), default_static_tree(HEADS, 16)])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_captured_steps_yield_the_same_tokens(tree, policy, monkeypatch):
+    monkeypatch.setattr(step_graphs, "MIN_WIDTH", 32)
+    target = tiny_target(4, FEW_IDS, torch.float32).cuda()
+    drafter = tiny_medusa(target, 2, HEADS).cuda()
+    options = {"tree": tree, "frequent_ids": FREQUENT}
+    captured = SpeculativeDecoder(target, drafter, policy, **options)
+    plain = SpeculativeDecoder(target, drafter, policy, cuda_graph=False, **options)
+    assert captured.cuda_graph
+    for prompt in ([1, 2, 3], [7] * 20):
+        expected = plain.generate(prompt, max_new_tokens=60)
+        result = captured.generate(prompt, max_new_tokens=60)
+        assert result.token_ids == expected.token_ids
+        assert result.stats.target_passes == expected.stats.target_passes
 
 
 def test_default_and_measured_trees_are_no_deeper_than_there_are_heads():
