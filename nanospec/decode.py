@@ -24,20 +24,22 @@ from nanospec.compiled_drafter import (
     refuse_uncompiled,
 )
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
-from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, deepest_tree
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.graph_compiler import inner_backend
-from nanospec.headless import HeadlessProbe, headless_tree_drafter
+from nanospec.headless import HeadlessProbe, headless_drafter
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams
 from nanospec.speculation import SpeculativeLoop
+from nanospec.static_tree import StaticTree
+from nanospec.static_tree_drafter import StaticTreeDrafter
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.step_graphs import StepGraphs
 from nanospec.target import Target
 from nanospec.text_stream import TextStream
-from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_drafter import TreeDrafter, TreeGrower
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
 from nanospec.vocab.reduced import ReducedVocab
@@ -47,15 +49,16 @@ from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vo
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
 MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
 FREQUENT_IDS = "frequent_ids.safetensors"
-TreeArgument = TreeShape | tuple[int, int, int] | Literal["auto"] | None
+TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
 
 
 class SpeculativeDecoder:
-    """Lossless speculative decoding, one sequence at a time.
+    """Speculative decoding, one sequence at a time; lossless unless a request names a lossy acceptance.
 
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE" or a `VocabSelector`
-    tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure
+    tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure, or a
+                      StaticTree, whose nodes are fixed by rank
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
     capacity          most rows that an in-context vocabulary holds (K)
     frequent_ids      int64 [N], most frequent first: what "static:N" takes its ids from
@@ -105,10 +108,16 @@ class SpeculativeDecoder:
         self._graph_pool = torch.cuda.graph_pool_handle() if self.cuda_graph else None
         self.eos_ids = _eos_ids(target, tokenizer)
         self.last_stats: GenerationStats | None = None
-        num_rows = self.vocab.select(None).draft_ids.shape[-1]
-        self.tree = default_tree_shape(target.device, num_rows) if tree in (None, "auto") else _as_tree_shape(tree)
+        num_rows, max_depth = self.vocab.select(None).draft_ids.shape[-1], deepest_tree(drafter)
+        self.static_tree = tree if isinstance(tree, StaticTree) else None
+        if self.static_tree is not None and compiled_by is not None:
+            raise NotImplementedError(f"compile must be False with a StaticTree, got {compile!r}")
+        is_chosen = tree in (None, "auto")
+        self.tree = default_tree_shape(target.device, num_rows, max_depth) if is_chosen else _as_tree_shape(tree)
         if self.tree.branching > num_rows:
             raise ValueError(f"tree branching must be at most {num_rows}, the rows of the vocabulary, got {self.tree}")
+        if max_depth is not None and self.tree.depth > max_depth:
+            raise ValueError(f"tree depth must be at most {max_depth} for this {drafter.name} drafter, got {self.tree}")
         if tree == "auto":
             self.tree = tune_tree_shape(self)
 
@@ -154,7 +163,7 @@ class SpeculativeDecoder:
             self.target,
             self.drafter,
             vocab,
-            self.tree,
+            self.static_tree or self.tree,
             self.tokenizer,
             self.num_top,
             self.capacity,
@@ -201,6 +210,9 @@ class SpeculativeDecoder:
         input_ids int [P] or [1, P]; settings: max_new_tokens=256, temperature=0.0 (greedy), top_k=0, top_p=1.0,
         min_p=0.0, repetition_penalty=1.0, seed=None, stop_strings=(), ignore_eos=False. `probe_headless` also times
         every draft with its head deleted.
+
+        LOSSY by name only: acceptance="typical", with posterior_threshold=0.09 and posterior_alpha=0.3, keeps drafted
+        tokens that the target finds likely enough; the result then says `lossless` False.
         """
         request = self._request(input_ids, **settings)
         loop, stats = self._speculate(request, self.tree)
@@ -253,7 +265,7 @@ class SpeculativeDecoder:
         return self._speculate(self._request(input_ids, max_new_tokens, ignore_eos=True), tree)
 
     def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
-        stats = replace(self._new_stats(), tree=tree)
+        stats = replace(self._new_stats(), tree=tree, lossless=request.sampling.is_lossless)
         tree_drafter = self._tree_drafter(tree)
         loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
         if self.cuda_graph:
@@ -271,13 +283,14 @@ class SpeculativeDecoder:
         kept.move_to_end(key)
         return kept[key]
 
-    def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> TreeDrafter | CompiledTreeDrafter:
+    def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> TreeGrower:
         """Grows the trees of a request; compiled ones are kept, each with its graph."""
-        drafter, inner = self.drafter, self.target.compiled_by
+        drafter, inner, device = self.drafter, self.target.compiled_by, self.target.device
         if inner is None:
-            return (
-                headless_tree_drafter(drafter, shape, self.target.device) if headless else TreeDrafter(drafter, shape)
-            )
+            drafter = headless_drafter(drafter, shape, device) if headless else drafter
+            if self.static_tree is not None and shape == self.static_tree.shape:
+                return StaticTreeDrafter(drafter, self.static_tree, device)
+            return TreeDrafter(drafter, shape)
         key = (shape, headless)
         if key not in self._compiled_drafters:
             if headless:
@@ -338,7 +351,9 @@ def _resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafte
     return cuda_graph
 
 
-def _as_tree_shape(tree: TreeShape | tuple[int, int, int] | str) -> TreeShape:
+def _as_tree_shape(tree: TreeArgument) -> TreeShape:
+    if isinstance(tree, StaticTree):
+        return tree.shape
     if not isinstance(tree, tuple | list) or len(tree) != 3:
         raise ValueError(f"tree must be 'auto', None or (depth, branching, num_nodes), got {tree!r}")
     return TreeShape(*tree).validated()

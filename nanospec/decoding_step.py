@@ -10,14 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanospec.compiled_drafter import CompiledTreeDrafter
 from nanospec.drafters.drafter import FixedShapeDrafter
 from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftTree, Verdict
 from nanospec.sampling import SamplingParams
 from nanospec.step_outcome import by_likelihood, pack_outcome, tokens_after_path
 from nanospec.target import Target
-from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_drafter import TreeGrower
 from nanospec.verifier import verify
 from nanospec.vocab_selector import VocabSelector
 
@@ -32,7 +31,7 @@ class DecodingStep:
     def __init__(
         self,
         target: Target,
-        tree_drafter: TreeDrafter | CompiledTreeDrafter,
+        tree_drafter: TreeGrower,
         vocab: VocabSelector,
         num_top: int,
         sampling: SamplingParams,

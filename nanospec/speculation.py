@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from nanospec.compiled_drafter import CompiledTreeDrafter
 from nanospec.decoding_step import DecodingStep
 from nanospec.headless import HeadlessProbe
 from nanospec.records import DraftTree, Verdict
@@ -18,7 +17,7 @@ from nanospec.step_graphs import FixedSteps, bucketed_width
 from nanospec.step_outcome import StepOutcome, by_likelihood, pack_outcome, tokens_after_path
 from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
-from nanospec.tree_drafter import TreeDrafter, cache_rows_needed
+from nanospec.tree_drafter import TreeGrower, cache_rows_needed
 from nanospec.verifier import verify
 from nanospec.vocab_selector import VocabSelector
 
@@ -34,7 +33,7 @@ class SpeculativeLoop:
     def __init__(
         self,
         target: Target,
-        tree_drafter: TreeDrafter | CompiledTreeDrafter,
+        tree_drafter: TreeGrower,
         vocab: VocabSelector,
         num_top: int,
         request: Request,

@@ -9,13 +9,14 @@ from nanospec.checkpoints.detect import Family, detect_family, normalise_names
 from nanospec.checkpoints.eagle import build_eagle_drafter
 from nanospec.checkpoints.eagle3 import build_eagle3_drafter
 from nanospec.checkpoints.files import read_config, read_tensors, resolve_checkpoint
-from nanospec.drafters.eagle import EagleDrafter
+from nanospec.checkpoints.medusa import build_medusa_drafter
+from nanospec.drafters.drafter import Drafter
 from nanospec.target import Target
 
-LOADED = f"{Family.EAGLE.value} or {Family.EAGLE3.value}"
+LOADED = f"{Family.EAGLE.value}, {Family.EAGLE3.value} or {Family.MEDUSA.value}"
 
 
-def load_drafter(path: str | Path, target: Target, feature_layers: Sequence[int] | None = None) -> EagleDrafter:
+def load_drafter(path: str | Path, target: Target, feature_layers: Sequence[int] | None = None) -> Drafter:
     """The draft in `path` (directory or hub id) on the target's device and in its dtype; its tensors say what it is.
 
     feature_layers: for EAGLE-3, the layers of the target whose inputs it reads, where the config is wrong or silent.
@@ -32,6 +33,8 @@ def load_drafter(path: str | Path, target: Target, feature_layers: Sequence[int]
         raise ValueError(f"feature_layers must be None for a draft that is not EAGLE-3, got {feature_layers}")
     if family == Family.EAGLE:
         return build_eagle_drafter(directory, read_config(directory), tensors, target)
+    if family == Family.MEDUSA:
+        return build_medusa_drafter(directory, tensors, target)
     if family == Family.UNKNOWN:
         raise ValueError(f"draft must be {LOADED}, got tensors {sorted(tensors)[:8]} in {directory}")
     raise NotImplementedError(f"draft must be {LOADED}, got {family.value} in {directory}")

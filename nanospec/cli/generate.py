@@ -43,6 +43,10 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens seen before less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
+    acceptance: Annotated[
+        str,
+        typer.Option(metavar="exact|typical", help="typical is lossy: keeps any likely drafted token."),
+    ] = "exact",
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     tree: TreeOption = None,
     num_top: NumTopOption = None,
@@ -69,6 +73,7 @@ def generate(
             "min_p": min_p,
             "repetition_penalty": repetition_penalty,
             "seed": seed,
+            "acceptance": acceptance,
             "stop_strings": tuple(stop or ()),
         }
         if json_output:
@@ -90,6 +95,7 @@ def result_object(result: GenerationResult) -> dict[str, Any]:
         "text": result.text,
         "token_ids": result.token_ids,
         "finish_reason": result.finish_reason,
+        "lossless": result.lossless,
         "new_tokens": stats.new_tokens,
         "target_passes": stats.target_passes,
         "mean_accept_length": stats.mean_accept_length,
@@ -116,6 +122,7 @@ def figures_line(stats: GenerationStats) -> str:
         f"{stats.new_tokens} tokens in {sum(stats.seconds.values()):.2f} s: {stats.tokens_per_second:.1f} tokens/s, "
         f"{stats.mean_accept_length:.2f} tokens per target pass, drafted from {stats.mean_active_vocab:,.0f} rows "
         f"({stats.vocab}{tree}, {stats.device}, {stats.dtype}){unsayable}"
+        f"{'' if stats.lossless else '; lossy acceptance'}"
     )
 
 

@@ -3,5 +3,6 @@
 from nanospec.drafters.drafter import Drafter
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.drafters.medusa import MedusaDrafter, MedusaShape
 
-__all__ = ["Drafter", "Eagle3Drafter", "EagleDrafter"]
+__all__ = ["Drafter", "Eagle3Drafter", "EagleDrafter", "MedusaDrafter", "MedusaShape"]

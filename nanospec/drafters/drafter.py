@@ -47,6 +47,15 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class DepthLimited(Protocol):
+    """A drafter that drafts no more than so many levels."""
+
+    @property
+    def max_depth(self) -> int:
+        """Levels of the deepest tree that it can grow."""
+
+
+@runtime_checkable
 class FixedShapeDrafter(Drafter, Protocol):
     """A drafter whose passes can take place where only the device knows: what a captured decoding step needs."""
 
@@ -72,3 +81,8 @@ class FixedShapeDrafter(Drafter, Protocol):
 
     def clear_uncertain(self) -> None:
         """Zeros where its memory holds no verified tokens: what is masked must still be finite."""
+
+
+def deepest_tree(drafter: Drafter) -> int | None:
+    """Levels of the deepest tree that the drafter can grow; None: no limit."""
+    return drafter.max_depth if isinstance(drafter, DepthLimited) else None

@@ -49,6 +49,7 @@ class Script:
     loaded: list[tuple[Any, ...]] = field(default_factory=list)
     calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)  # vocabulary, prompt, settings
     warm_ups: int = 0
+    lossless: bool = True
 
 
 class FakeDecoder:
@@ -118,6 +119,7 @@ class FakeDecoder:
             step_tokens=step_tokens,
             active_rows=active_rows,
             headless_draft_seconds=HEADLESS_SECONDS if settings.get("probe_headless") else 0.0,
+            lossless=self.script.lossless,
             seconds=dict(spent),
         )
         candidates = None

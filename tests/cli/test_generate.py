@@ -15,6 +15,7 @@ RESULT_KEYS = {
     "text",
     "token_ids",
     "finish_reason",
+    "lossless",
     "new_tokens",
     "target_passes",
     "mean_accept_length",
@@ -104,8 +105,19 @@ def test_options_reach_the_decoder(script):
         "min_p": 0.1,
         "repetition_penalty": 1.2,
         "seed": 3,
+        "acceptance": "exact",
         "stop_strings": ("a", "b c"),
     }
+
+
+def test_a_lossy_acceptance_must_be_named_and_is_reported(script):
+    assert script.lossless
+    script.lossless = False
+    result = run("Hi", "--acceptance", "typical", "--temperature", "1")
+    assert result.exit_code == 0, result.stderr
+    assert script.calls[0][2]["acceptance"] == "typical"
+    assert result.stderr.endswith("(in-context, tree 5,8,32, cpu, float32); lossy acceptance\n")
+    assert json.loads(run("Hi", "--json").stdout)["lossless"] is False
 
 
 def test_compilation_is_over_before_the_text_begins(script, monkeypatch):
