@@ -11,7 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from nanospec.checkpoints.files import check_finite, read_config, resolve_checkpoint
 from nanospec.checkpoints.tokenizer import load_compressed_tokenizer
-from nanospec.target import Target, refuse_model_type
+from nanospec.target import Target
+from nanospec.target_families import FAMILIES, refuse_architecture
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -38,9 +39,10 @@ def load_target(
         raise TypeError(f"target must be a path, a hub id or a PreTrainedModel, got {type(source).__name__}")
     torch_dtype = parse_dtype(dtype)
     directory = resolve_checkpoint(source, "target")
-    refuse_model_type(read_config(directory).get("model_type"))
+    config = read_config(directory)
+    refuse_architecture(config)
     place = parse_device(device)
-    model = _load_model(directory, torch_dtype).to(place)
+    model = _load_model(directory, torch_dtype, FAMILIES[config["model_type"]].attention[0]).to(place)
     check_finite(dict(model.state_dict()), directory)
     return Target(model), _load_tokenizer(directory)
 
@@ -51,11 +53,13 @@ def load_target_skeleton(path: str | Path) -> Target:
     Raises FileNotFoundError, ValueError for a config that is none of transformers, NotImplementedError (see `Target`).
     """
     directory = resolve_checkpoint(path, "target")
-    refuse_model_type(read_config(directory).get("model_type"))
+    described = read_config(directory)
+    refuse_architecture(described)
+    attention = FAMILIES[described["model_type"]].attention[0]
     try:
         config = AutoConfig.from_pretrained(directory)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"target must be a causal language model of transformers, got {directory}: {error}") from error
     return Target(model)
@@ -83,11 +87,11 @@ def parse_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def _load_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+def _load_model(directory: Path, dtype: torch.dtype | None, attention: str) -> PreTrainedModel:
     try:
         with _QuietLoading():
             model, report = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype or "auto", attn_implementation="sdpa", output_loading_info=True
+                directory, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"target must be a causal language model of transformers, got {directory}: {error}") from error
