@@ -121,7 +121,7 @@ def test_the_default_comparison_needs_no_list_of_frequent_ids(pair, tmp_path):
         (["generate", "x", "--target", "no/such/place", "--draft", "{draft}"], "target must be a checkpoint directory"),
         (
             ["generate", "x", "--target", "{target}", "--draft", "{target}"],
-            "draft must be EAGLE-1/2 or EAGLE-3, got causal language model",
+            "draft must be EAGLE-1/2, EAGLE-3 or Medusa, got causal language model",
         ),
         (["generate", "x", "--target", "{target}", "--draft", "{draft}", "--vocab", "magic"], "'in-context'"),
         (["generate", "x", "--target", "{target}", "--draft", "{draft}", "--max-new-tokens", "0"], "max_new_tokens"),
