@@ -11,11 +11,13 @@ from nanospec.drafters.drafter import Drafter
 from nanospec.drafters.eagle import DraftMemory, EagleDrafter
 from nanospec.graph_compiler import DRAFT_BACKEND, compile_apart, mark_growing
 from nanospec.kv_cache import CachePlace
+from nanospec.ops.gathered_linear import shared_gathered_linear
 from nanospec.records import DraftTree, DraftVocab
-from nanospec.tree_drafter import Children, best_children, grow_tree
+from nanospec.tree_drafter import Children, best_children, grow_tree, sharpen
 from nanospec.tree_shape import TreeShape
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.reduced import ReducedVocab
+from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector
 
 
@@ -59,31 +61,55 @@ class CompiledTreeDrafter:
         )
 
 
-def compile_tree_drafter(drafter: Drafter, shape: TreeShape, vocab: VocabSelector, inner: str) -> CompiledTreeDrafter:
+def compile_tree_drafter(
+    drafter: Drafter, shape: TreeShape, vocab: VocabSelector, inner: str, temperature: float = 1.0
+) -> CompiledTreeDrafter:
     """Drafts over `vocab`: the graph scores all V ids, and backend "nanospec" makes that the vocabulary's.
 
-    Over a `FullVocab` nothing is to be restricted: that is compiled by `inner` alone. Raises what `refuse_uncompiled`
-    raises.
+    Over a `FullVocab` nothing is to be restricted: that is compiled by `inner` alone. With a prior, whose bonus goes to
+    columns of the vocabulary, the graph is written over these. Raises what `refuse_uncompiled` raises.
     """
     refuse_uncompiled(drafter, vocab)
     assert isinstance(drafter, EagleDrafter), "refused above"
     head, target_ids, is_full = drafter.head, drafter.target_ids, isinstance(_over_head(vocab), FullVocab)
 
-    def children(states: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = F.linear(drafter.before_head(states), head.weight, head.bias)
+        if isinstance(vocab, PriorVocab):
+            logits = vocab.raise_scores(sharpen(logits, temperature), token_ids)
+        else:
+            logits = sharpen(logits, temperature)
         head_pos, score = best_children(logits, shape.branching, by_blocks=is_full)
         return head_pos if target_ids is None else target_ids[head_pos], score
 
+    if isinstance(vocab, PriorVocab) and not is_full:
+        return CompiledTreeDrafter(drafter, shape, _children_with_prior(drafter, shape, vocab, temperature), inner)
     if is_full:
         return CompiledTreeDrafter(drafter, shape, children, inner)
     return CompiledTreeDrafter(drafter, shape, children, DRAFT_BACKEND, {"vocabulary": vocab, "inner": inner})
+
+
+def _children_with_prior(drafter: EagleDrafter, shape: TreeShape, vocab: PriorVocab, temperature: float) -> Children:
+    """Children over the columns of the vocabulary's own buffers."""
+    head, target_ids, views = drafter.head, drafter.target_ids, vocab.vocabulary_views()
+    rows = views.pack(head.weight)
+
+    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = drafter.before_head(states)
+        logits = shared_gathered_linear(hidden, head.weight, views.draft_ids, head.bias, views.count, rows)
+        logits = vocab.raise_scores(sharpen(logits, temperature), token_ids)
+        pos, score = best_children(logits, shape.branching)
+        head_pos = views.draft_ids[pos]
+        return head_pos if target_ids is None else target_ids[head_pos], score
+
+    return children
 
 
 def compile_headless_drafter(drafter: Drafter, shape: TreeShape, inner: str) -> CompiledTreeDrafter:
     """The same trees with the head deleted: constant logits over as many ids as a node has children."""
     assert isinstance(drafter, EagleDrafter), "refused when the decoder was made"
 
-    def children(states: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.arange(shape.branching, dtype=torch.float32, device=states.device)
         return best_children(logits.expand(*states.shape[:2], -1), shape.branching)
 
@@ -103,4 +129,6 @@ def refuse_uncompiled(drafter: Drafter, vocab: VocabSelector) -> None:
 
 def _over_head(vocab: VocabSelector) -> VocabSelector:
     """The policy over rows of the draft's head."""
-    return vocab.policy if isinstance(vocab, ReducedVocab) else vocab
+    while isinstance(vocab, PriorVocab | ReducedVocab):
+        vocab = vocab.policy
+    return vocab

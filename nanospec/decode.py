@@ -47,6 +47,7 @@ from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
+GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks.md has accept lengths for others
 MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
 FREQUENT_IDS = "frequent_ids.safetensors"
 TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
@@ -56,7 +57,8 @@ class SpeculativeDecoder:
     """Speculative decoding, one sequence at a time; lossless unless a request names a lossy acceptance.
 
     target, drafter   modules on one device and in one dtype
-    vocab             "in-context", "full", "static:N", "static:FILE" or a `VocabSelector`
+    vocab             "in-context", "full", "static:N", "static:FILE", "hybrid:N" (N frequent ids and in-context), each
+                      also with "+prior" (`SuccessorPrior`), or a `VocabSelector`
     tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure, or a
                       StaticTree, whose nodes are fixed by rank
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
@@ -66,6 +68,8 @@ class SpeculativeDecoder:
                       tokens. The first request compiles, or `warm_up`. "aot_eager" or "eager" stand in for Inductor.
                       Such a decoder, and one whose drafter reads other features than `target` delivers, has caches
                       of its own over the weights of `target` and `drafter`
+    draft_temperature the drafter's logits are divided by it when a tree is grown; None: 0.5 for greedy requests, whose
+                      target takes first choices more often than the drafter's probabilities say, else 1
     cuda_graph        whole decoding steps are replayed as CUDA graphs, captured as contexts grow; the same tokens.
                       None: on CUDA, if the drafter's passes have fixed shapes and the vocabulary is one of ours
 
@@ -85,6 +89,7 @@ class SpeculativeDecoder:
         frequent_ids: Tensor | None = None,
         compile: bool | str = False,
         cuda_graph: bool | None = None,
+        draft_temperature: float | None = None,
     ) -> None:
         most = min(MAX_NUM_TOP, target.vocab_size)
         num_top = min(DEFAULT_NUM_TOP, most) if num_top is None else num_top
@@ -102,7 +107,8 @@ class SpeculativeDecoder:
         self.vocab = self._build_vocab(vocab)
         if compiled_by is not None:
             refuse_uncompiled(drafter, self.vocab)
-        self._compiled_drafters: dict[tuple[TreeShape, bool], CompiledTreeDrafter] = {}
+        self.draft_temperature = _checked_temperature(draft_temperature)
+        self._compiled_drafters: dict[tuple[TreeShape, float, bool], CompiledTreeDrafter] = {}
         self.cuda_graph = _resolve_cuda_graph(cuda_graph, target, drafter, vocab)
         self._step_graphs: OrderedDict[tuple[TreeShape, SamplingParams], StepGraphs] = OrderedDict()
         self._graph_pool = torch.cuda.graph_pool_handle() if self.cuda_graph else None
@@ -170,6 +176,7 @@ class SpeculativeDecoder:
             self.frequent_ids,
             self.compile,
             self.cuda_graph,
+            self.draft_temperature,
         )
 
     def _build_vocab(self, vocab: str | VocabSelector) -> VocabSelector:
@@ -266,7 +273,7 @@ class SpeculativeDecoder:
 
     def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
         stats = replace(self._new_stats(), tree=tree, lossless=request.sampling.is_lossless)
-        tree_drafter = self._tree_drafter(tree)
+        tree_drafter = self._tree_drafter(tree, self._temperature_for(request))
         loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
         if self.cuda_graph:
             loop.fixed_steps = self._graphs_of(loop)
@@ -283,20 +290,25 @@ class SpeculativeDecoder:
         kept.move_to_end(key)
         return kept[key]
 
-    def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> TreeGrower:
+    def _temperature_for(self, request: Request) -> float:
+        if self.draft_temperature is not None:
+            return self.draft_temperature
+        return GREEDY_DRAFT_TEMPERATURE if request.sampling.is_greedy else 1.0
+
+    def _tree_drafter(self, shape: TreeShape, temperature: float = 1.0, headless: bool = False) -> TreeGrower:
         """Grows the trees of a request; compiled ones are kept, each with its graph."""
         drafter, inner, device = self.drafter, self.target.compiled_by, self.target.device
         if inner is None:
             drafter = headless_drafter(drafter, shape, device) if headless else drafter
             if self.static_tree is not None and shape == self.static_tree.shape:
                 return StaticTreeDrafter(drafter, self.static_tree, device)
-            return TreeDrafter(drafter, shape)
-        key = (shape, headless)
+            return TreeDrafter(drafter, shape, temperature)
+        key = (shape, temperature, headless)
         if key not in self._compiled_drafters:
             if headless:
                 compiled = compile_headless_drafter(drafter, shape, inner)
             else:
-                compiled = compile_tree_drafter(drafter, shape, self.vocab, inner)
+                compiled = compile_tree_drafter(drafter, shape, self.vocab, inner, temperature)
             self._compiled_drafters[key] = compiled
         return self._compiled_drafters[key]
 
@@ -349,6 +361,17 @@ def _resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafte
     if cuda_graph and not is_fixed:
         raise TypeError(f"cuda_graph=True needs a drafter with passes of fixed shape, got {type(drafter).__name__}")
     return cuda_graph
+
+
+def _checked_temperature(draft_temperature: float | None) -> float | None:
+    """Raises TypeError for what is no number, ValueError unless it is finite and above 0."""
+    if draft_temperature is None:
+        return None
+    if isinstance(draft_temperature, bool) or not isinstance(draft_temperature, int | float):
+        raise TypeError(f"draft_temperature must be a number or None, got {draft_temperature!r}")
+    if not 0 < draft_temperature < float("inf"):
+        raise ValueError(f"draft_temperature must be above 0 and finite, got {draft_temperature}")
+    return float(draft_temperature)
 
 
 def _as_tree_shape(tree: TreeArgument) -> TreeShape:

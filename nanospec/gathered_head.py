@@ -45,15 +45,19 @@ class GatheredHead(nn.Module):
         logits = rows_linear(hidden, vocab.rows, None if self.bias is None else self.bias[head_pos])
         return logits if vocab.all_active else _mask_unused(logits, vocab.count)
 
-    def best(self, hidden: Tensor, vocab: DraftVocab, k: int) -> tuple[Tensor, Tensor]:
-        """The k best ids after every token, int64 [B, n, k], and their log-probabilities over the draft vocabulary.
+    def best(self, hidden: Tensor, vocab: DraftVocab, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The k best ids after every token, int64 [B, n, k], and their log-probabilities over the draft vocabulary, of
+        logits divided by `temperature`.
 
         Where the vocabulary has `head_pos`, positions in the head in place of ids. As `gathered_topk_logprob`, which on
         CUDA is two kernels that write no logits. Raises as it does.
         """
         count = None if vocab.all_active else vocab.count
         head_pos = vocab.draft_ids if vocab.head_pos is None else vocab.head_pos
-        return gathered_topk_logprob(hidden, self.weight, head_pos, k, self.bias, count, vocab.rows)
+        bias = self.bias
+        if temperature != 1.0:
+            hidden, bias = hidden / temperature, None if bias is None else bias / temperature
+        return gathered_topk_logprob(hidden, self.weight, head_pos, k, bias, count, vocab.rows)
 
     def has_kernel(self, vocab: DraftVocab, k: int) -> bool:
         """Whether `best` is the fast way: on CUDA, over a vocabulary that is narrow against the whole."""

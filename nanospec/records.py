@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,6 +19,8 @@ class DraftVocab(NamedTuple):
 
     head_pos int64 [B, K]|None  row of the drafter's head that scores each id; None: the ids themselves
 
+    raise_scores(logits [B, n, K], token ids int64 [B, n] before them) -> logits: a prior on the scores; None: none
+
     A leading dimension of 1 in `draft_ids` and `rows` means the same ids for every sequence.
     """
 
@@ -26,6 +29,7 @@ class DraftVocab(NamedTuple):
     rows: Tensor | None
     all_active: bool = False
     head_pos: Tensor | None = None
+    raise_scores: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class DraftTree(NamedTuple):

@@ -14,11 +14,12 @@ from nanospec.request import Request
 from nanospec.sampling import uniforms
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.step_graphs import FixedSteps, bucketed_width
-from nanospec.step_outcome import StepOutcome, by_likelihood, pack_outcome, tokens_after_path
+from nanospec.step_outcome import StepOutcome, by_likelihood, observe_step, pack_outcome, tokens_after_path
 from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
 from nanospec.tree_drafter import TreeGrower, cache_rows_needed
 from nanospec.verifier import verify
+from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector
 
 WIDTH_MULTIPLE = 64  # a draft vocabulary is read in few widths: CPU kernels are prepared once for each
@@ -77,10 +78,9 @@ class SpeculativeLoop:
                 output = self.target.judge(tree, self.num_top)
                 verdict = self._accept(tree, output)
             with self.clock.stage("vocabulary"):
-                if self.vocab.observes:
-                    self.vocab.observe(by_likelihood(output.top_ids, tree.token_ids))
-            with self.clock.stage("other"):
                 following = tokens_after_path(tree, verdict)
+                observe_step(self.vocab, tree, verdict, output.top_ids, following)
+            with self.clock.stage("other"):
                 packed = pack_outcome(verdict, following, output.top_values, self.vocab.select().count)
                 outcome = StepOutcome.from_list(packed.tolist())  # the one transfer to the host
                 num_accepted = self._count(outcome)
@@ -134,6 +134,8 @@ class SpeculativeLoop:
             check_finite_logits(float(largest), input_ids.shape[1] - 1)
             root_id = next_id[:, None]
             following = torch.cat((input_ids[:, 1:], root_id), 1)
+            if isinstance(self.vocab, PriorVocab):
+                self.vocab.learn(input_ids, prefill.top_ids[None], following)
             state = self.drafter.extend(following, prefill.features)
             self.num_active = int(self.vocab.select(None).count.max())
             if self.seen is not None:

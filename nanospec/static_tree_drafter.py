@@ -58,7 +58,8 @@ class StaticTreeDrafter:
                 inputs = states.index_select(1, self._parents[level - 1])
                 visible = self._visible[level - 1].expand(batch, -1, -1)
                 states = advance(frontier_ids, inputs, level, visible)
-            ids, log_prob = children_of(self.drafter, states, vocab, self.shape.branching)
+            inputs_ids = frontier_ids if level else root_id
+            ids, log_prob = children_of(self.drafter, states, inputs_ids, vocab, self.shape.branching)
             score = (frontier_score[:, :, None] + log_prob).flatten(1).index_select(1, picks)
             level_ids = ids.flatten(1).index_select(1, picks)
             all_ids.append(level_ids.masked_fill(score.isneginf(), -1))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from nanospec.records import DraftTree, Verdict
+from nanospec.vocab.with_prior import PriorVocab
+from nanospec.vocab_selector import VocabSelector
 
 
 class StepOutcome(NamedTuple):
@@ -49,7 +51,24 @@ def tokens_after_path(tree: DraftTree, verdict: Verdict) -> Tensor:
     return torch.where(is_beyond, verdict.next_id, following)
 
 
+def tokens_after_nodes(tree: DraftTree, verdict: Verdict, following: Tensor) -> Tensor:
+    """int64 [1, T]: what follows each accepted node in the text, -1 at the others; following as `tokens_after_path`."""
+    num_nodes = tree.token_ids.shape[1]
+    is_beyond = torch.arange(following.shape[0], device=following.device) >= verdict.num_accepted
+    position = torch.where(is_beyond, num_nodes, verdict.accepted_pos[0])
+    after = torch.full_like(tree.token_ids, -1)
+    return torch.nn.functional.pad(after, (0, 1)).scatter(1, position[None], following[None])[:, :num_nodes]
+
+
 def by_likelihood(top_ids: Tensor, token_ids: Tensor) -> Tensor:
     """Candidates of one update, int64 [B, n], the ones to keep longest last: what stood in the text or the tree after
     all suggestions [B, T, k], and of these the first choice of every position after all second choices."""
     return torch.cat((top_ids.flip(-1).mT.flatten(1), token_ids), 1)
+
+
+def observe_step(vocab: VocabSelector, tree: DraftTree, verdict: Verdict, top_ids: Tensor, following: Tensor) -> None:
+    """Show a vocabulary what a step brought: the tree, the target's best ids at every node [1, T, k], what was kept."""
+    if vocab.observes:
+        vocab.observe(by_likelihood(top_ids, tree.token_ids))
+    if isinstance(vocab, PriorVocab):
+        vocab.learn(tree.token_ids, top_ids, tokens_after_nodes(tree, verdict, following))

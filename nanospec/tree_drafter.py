@@ -30,7 +30,7 @@ class _Level(NamedTuple):
 
 # What `grow_tree` asks of a drafter; see there.
 Advance = Callable[[Tensor, Tensor, int, Tensor], Tensor]
-Children = Callable[[Tensor], tuple[Tensor, Tensor]]
+Children = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class TreeGrower(Protocol):
@@ -50,10 +50,14 @@ class TreeGrower(Protocol):
 
 
 class TreeDrafter:
-    """Grows trees of one shape with any drafter."""
+    """Grows trees of one shape with any drafter.
 
-    def __init__(self, drafter: Drafter, shape: TreeShape) -> None:
-        self.drafter, self.shape = drafter, shape.validated()
+    temperature: the drafter's logits are divided by it. A tree should prefer what will be accepted; a greedy target
+    takes the drafter's first choice more often than its probability says, and below 1 the tree goes deeper for it.
+    """
+
+    def __init__(self, drafter: Drafter, shape: TreeShape, temperature: float = 1.0) -> None:
+        self.drafter, self.shape, self.temperature = drafter, shape.validated(), temperature
 
     def draft(
         self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab, place: CachePlace | None = None
@@ -68,7 +72,7 @@ class TreeDrafter:
             root_id,
             root_state,
             advance_of(drafter, place),
-            lambda states: children_of(drafter, states, vocab, width),
+            lambda states, token_ids: children_of(drafter, states, token_ids, vocab, width, self.temperature),
         )
 
 
@@ -80,11 +84,18 @@ def advance_of(drafter: Drafter, place: CachePlace | None) -> Advance:
     return partial(drafter.advance_at, place=place, memory=drafter.memory())
 
 
-def children_of(drafter: Drafter, states: Tensor, vocab: DraftVocab, branching: int) -> tuple[Tensor, Tensor]:
-    """states [B, n, D] -> the `branching` best ids after each and their log-probabilities, [B, n, branching]."""
-    if isinstance(drafter, EagleDrafter) and drafter.head.has_kernel(vocab, branching):
-        return drafter.best(states, vocab, branching)
-    draft_pos, score = best_children(drafter.logits(states, vocab), branching)
+def children_of(
+    drafter: Drafter, states: Tensor, token_ids: Tensor, vocab: DraftVocab, branching: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """states [B, n, D] after tokens int64 [B, n] -> the `branching` best ids after each and their log-probabilities,
+    [B, n, branching], with the temperature and the vocabulary's prior."""
+    raise_scores = vocab.raise_scores
+    if raise_scores is None and isinstance(drafter, EagleDrafter) and drafter.head.has_kernel(vocab, branching):
+        return drafter.best(states, vocab, branching, temperature)
+    logits = sharpen(drafter.logits(states, vocab), temperature)
+    if raise_scores is not None:
+        logits = raise_scores(logits, token_ids)
+    draft_pos, score = best_children(logits, branching)
     ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
     return ids, score
 
@@ -98,14 +109,15 @@ def grow_tree(shape: TreeShape, root_id: Tensor, root_state: Tensor, advance: Ad
     """The tree below root_id int64 [B, 1], the last certain token, with the drafter's state [B, 1, D] after it.
 
     advance   as `Drafter.advance`
-    children  states [B, n, D] -> the `branching` best tokens after each and their log-probabilities, [B, n, branching]
+    children  states [B, n, D] after tokens int64 [B, n] -> the `branching` best tokens after each and their
+              log-probabilities, [B, n, branching]
 
     Level 1 holds the `branching` best tokens after the root. Every further level runs the frontier in one pass, takes
     `branching` children of each, scored with the sum of log-probabilities from the root, and makes the best of them
     the next frontier. All stay candidates; the best `num_nodes - 1` become the tree.
     """
     width = shape.branching
-    token_ids, score = children(root_state)
+    token_ids, score = children(root_state, root_id)
     levels = [_Level(token_ids[:, 0], score[:, 0], torch.full_like(token_ids[:, 0], -1))]
     frontier = torch.arange(width, device=root_id.device).expand(root_id.shape[0], -1)  # in the list of candidates
     states, first = root_state.expand(-1, width, -1), 0
@@ -115,7 +127,7 @@ def grow_tree(shape: TreeShape, root_id: Tensor, root_state: Tensor, advance: Ad
         frontier_ids = levels[-1].token_ids.gather(1, local)
         frontier_score = levels[-1].score.gather(1, local)
         states = advance(frontier_ids, states, depth, visible)
-        token_ids, log_prob = children(states)
+        token_ids, log_prob = children(states, frontier_ids)
         score = (frontier_score[:, :, None] + log_prob).flatten(1)
         first += levels[-1].score.shape[1]
         levels.append(_Level(token_ids.flatten(1), score, frontier.repeat_interleave(width, 1)))
@@ -126,6 +138,13 @@ def grow_tree(shape: TreeShape, root_id: Tensor, root_state: Tensor, advance: Ad
             visible = _extend_visibility(visible, parent)
             frontier = best + first
     return _keep_best(shape, root_id, levels)
+
+
+def sharpen(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature, in float32 at least; as they are at temperature 1."""
+    if temperature == 1.0:
+        return logits
+    return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
 
 
 def best_children(logits: Tensor, branching: int, by_blocks: bool = True) -> tuple[Tensor, Tensor]:

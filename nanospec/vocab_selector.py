@@ -8,13 +8,19 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from nanospec.records import DraftVocab
+from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab, head_positions
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.static_list import read_static_list
+from nanospec.vocab.with_prior import PriorVocab
 
-CHOICES = "'full', 'in-context', 'static:N' (the N most frequent ids) or 'static:FILE'"
+CHOICES = (
+    "'full', 'in-context', 'static:N' (the N most frequent ids), 'static:FILE' or 'hybrid:N' (these N and in-context), "
+    "each also with '+prior'"
+)
+PRIOR_SUFFIX = "+prior"
 
 
 @runtime_checkable
@@ -50,7 +56,7 @@ def build_vocab_selector(
 
     capacity      most ids of an in-context vocabulary, at most V
     packed        keep its rows contiguous; None: on a CPU
-    frequent_ids  [M], most frequent first, the list behind 'static:N'
+    frequent_ids  [M], most frequent first, the list behind 'static:N' and 'hybrid:N'
 
     Raises ValueError for an unknown name, or 'static:N' without a list of at least N ids; TypeError for a spec that is
     neither; what `read_static_list` raises for 'static:FILE'.
@@ -59,14 +65,21 @@ def build_vocab_selector(
         if isinstance(spec, VocabSelector):
             return spec
         raise TypeError(f"vocab must be {CHOICES}, or a VocabSelector, got {type(spec).__name__}")
-    policy, _, argument = spec.partition(":")
+    vocab_size, device = head_weight.shape[0], head_weight.device
+    if spec.endswith(PRIOR_SUFFIX):
+        policy = build_vocab_selector(spec.removesuffix(PRIOR_SUFFIX), head_weight, capacity, packed, frequent_ids)
+        return PriorVocab(policy, SuccessorPrior(vocab_size, device=device))
+    kind, _, argument = spec.partition(":")
     if spec == "full":
         return FullVocab(head_weight)
+    is_packed = device.type == "cpu" if packed is None else packed
     if spec == "in-context":
-        on_cpu = head_weight.device.type == "cpu"
-        return InContextVocab(head_weight, capacity, packed=on_cpu if packed is None else packed)
-    if policy == "static" and argument:
-        return StaticVocab(head_weight, _static_ids(argument, head_weight.shape[0], frequent_ids))
+        return InContextVocab(head_weight, capacity, packed=is_packed)
+    if kind == "static" and argument:
+        return StaticVocab(head_weight, _listed_ids(spec, vocab_size, frequent_ids))
+    if kind == "hybrid" and argument:
+        pinned_ids = _listed_ids(spec, vocab_size, frequent_ids)
+        return InContextVocab(head_weight, capacity, packed=is_packed, pinned_ids=pinned_ids)
     raise ValueError(f"vocab must be {CHOICES}, got {spec!r}")
 
 
@@ -77,41 +90,50 @@ def build_reduced_vocab(
     vocab_size: int,
     capacity: int = 3072,
     frequent_ids: Tensor | None = None,
-) -> ReducedVocab:
+) -> ReducedVocab | PriorVocab:
     """The policy that `spec` names for a draft whose head_weight [D, H] scores `target_ids` [D] of `vocab_size` ids.
 
     Lists of ids are lists of the target's; those that the draft cannot say are left out and counted. Raises as
     `build_vocab_selector`, and ValueError for a list of which nothing remains or a policy over the target's head.
     """
-    if isinstance(spec, ReducedVocab):
+    if isinstance(spec, ReducedVocab | PriorVocab):
         return spec
     if not isinstance(spec, str):
         raise ValueError(
             f"vocab must be {CHOICES}, or a ReducedVocab, for a draft that scores {target_ids.shape[0]} of "
             f"{vocab_size} ids, got {type(spec).__name__}"
         )
-    policy, _, argument = spec.partition(":")
-    if policy != "static" or not argument:
+    if spec.endswith(PRIOR_SUFFIX):
+        plain = spec.removesuffix(PRIOR_SUFFIX)
+        policy = build_reduced_vocab(plain, head_weight, target_ids, vocab_size, capacity, frequent_ids)
+        return PriorVocab(policy, SuccessorPrior(vocab_size, device=head_weight.device))
+    kind, _, argument = spec.partition(":")
+    if kind not in ("static", "hybrid") or not argument:
         return ReducedVocab(build_vocab_selector(spec, head_weight, capacity), target_ids, vocab_size)
-    ids = _static_ids(argument, vocab_size, frequent_ids).to(target_ids.device)
+    ids = _listed_ids(spec, vocab_size, frequent_ids).to(target_ids.device)
     positions = head_positions(target_ids, vocab_size)[ids]
     kept = positions[positions >= 0]
     if kept.numel() == 0:
         raise ValueError(f"vocab {spec!r} must hold ids that the draft can say, got {ids.shape[0]} others")
-    listed = (ids.shape[0], ids.shape[0] - kept.shape[0])
-    return ReducedVocab(StaticVocab(head_weight, kept), target_ids, vocab_size, listed)
+    if kind == "static":
+        listed = (ids.shape[0], ids.shape[0] - kept.shape[0])
+        return ReducedVocab(StaticVocab(head_weight, kept), target_ids, vocab_size, listed)
+    is_packed = head_weight.device.type == "cpu"
+    return ReducedVocab(
+        InContextVocab(head_weight, capacity, packed=is_packed, pinned_ids=kept), target_ids, vocab_size
+    )
 
 
-def _static_ids(argument: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:
+def _listed_ids(spec: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:
+    """The list that 'static:' or 'hybrid:' names: a file, or the first N of `frequent_ids`."""
+    _, _, argument = spec.partition(":")
     if not argument.removeprefix("-").isdecimal():
         return read_static_list(Path(argument), vocab_size)
     num_ids = int(argument)
     if num_ids < 1:
-        raise ValueError(f"vocab 'static:N' must ask for at least 1 id, got {num_ids}")
+        raise ValueError(f"vocab {spec!r} must ask for at least 1 id, got {num_ids}")
     if frequent_ids is None:
-        raise ValueError(
-            f"vocab 'static:{num_ids}' needs a list of frequent ids and none came with the draft: name a file"
-        )
+        raise ValueError(f"vocab {spec!r} needs a list of frequent ids and none came with the draft: name a file")
     if frequent_ids.shape[0] < num_ids:
-        raise ValueError(f"vocab 'static:{num_ids}' needs as many frequent ids, the list has {frequent_ids.shape[0]}")
+        raise ValueError(f"vocab {spec!r} needs as many frequent ids, the list has {frequent_ids.shape[0]}")
     return frequent_ids[:num_ids]

@@ -46,7 +46,7 @@ class DraftBed:
         ids = torch.zeros(self.batch_size, width, dtype=torch.int64, device=self.device)
         states = self.features[:, :1].expand(-1, width, -1).contiguous()
         visible = torch.eye(width, dtype=torch.bool, device=self.device).repeat(self.batch_size, 1, depth)
-        return lambda: children(self.advance(ids, states, depth, visible))
+        return lambda: children(self.advance(ids, states, depth, visible), ids)
 
     def bookkeeping(self) -> DraftTree:
         """The tree alone: no body, no head."""
@@ -59,7 +59,7 @@ class DraftBed:
         """Children by constant logits over as many ids as a node has children: the head deleted."""
         branching = self.tree.branching
         logits = torch.arange(branching, dtype=torch.float32, device=self.device)
-        return lambda states: best_children(logits.expand(*states.shape[:2], -1), branching)
+        return lambda states, token_ids: best_children(logits.expand(*states.shape[:2], -1), branching)
 
     def _place(self, length: int, capacity: int) -> CachePlace:
         return CachePlace(torch.full((1,), length, device=self.device), capacity)
@@ -68,7 +68,7 @@ class DraftBed:
 def children_by_head(head: GatheredHead, vocab: DraftVocab, branching: int) -> Children:
     """Logits over the draft vocabulary, log-softmax, top-k: packed where `vocab` holds rows, else indexed."""
 
-    def children(states: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         pos, score = best_children(head(states, vocab), branching)
         ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, pos.flatten(1)).view_as(pos)
         return ids, score
@@ -79,7 +79,7 @@ def children_by_head(head: GatheredHead, vocab: DraftVocab, branching: int) -> C
 def children_by_fused_head(head: GatheredHead, vocab: DraftVocab, branching: int) -> Children:
     """The same in one operator, which never writes the logits."""
 
-    def children(states: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         return gathered_topk_logprob(
             states, head.weight, vocab.draft_ids, branching, head.bias, vocab.count, vocab.rows
         )

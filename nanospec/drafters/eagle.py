@@ -263,9 +263,9 @@ class EagleDrafter(nn.Module):
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
         return self.head(self.before_head(states), vocab)
 
-    def best(self, states: Tensor, vocab: DraftVocab, k: int) -> tuple[Tensor, Tensor]:
+    def best(self, states: Tensor, vocab: DraftVocab, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """The k best ids after every state, int64 [B, n, k], and their log-probabilities: see `GatheredHead.best`."""
-        head_pos, log_prob = self.head.best(self.before_head(states), vocab, k)
+        head_pos, log_prob = self.head.best(self.before_head(states), vocab, k, temperature)
         return head_pos if self.target_ids is None else self.target_ids[head_pos], log_prob
 
     def before_head(self, states: Tensor) -> Tensor:

@@ -79,6 +79,12 @@ class ReducedVocab(nn.Module):
         chosen = self.policy.select(width)
         return chosen._replace(draft_ids=self.draft_ids[:, : chosen.draft_ids.shape[1]], head_pos=chosen.draft_ids)
 
+    def columns(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, ..] inside the vocabulary -> the column of each, -1 where there is none, now or ever."""
+        positions = self.head_pos[ids]
+        columns = self.policy.columns(positions.clamp(min=0))  # type: ignore[attr-defined]  # all of ours have it
+        return columns.masked_fill(positions < 0, -1)
+
     def count_unsayable(self) -> tuple[int, int]:
         """Ids observed since `reset` (repeated ones each time), and how many of them the draft cannot say.
 

@@ -1,0 +1,64 @@
+"""Any draft vocabulary together with a prior on its scores: what followed a token earlier in the text is likelier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from nanospec.draft_vocabulary import HasVocabularyViews, VocabularyViews
+from nanospec.records import DraftVocab
+from nanospec.successor_prior import SuccessorPrior
+
+if TYPE_CHECKING:
+    from nanospec.vocab_selector import VocabSelector
+
+
+class PriorVocab(nn.Module):
+    """`policy` chooses the ids, `prior` leans on their scores; see `SuccessorPrior`.
+
+    Raises TypeError for a policy that cannot say where an id stands (`columns`).
+    """
+
+    observes: bool = True
+
+    def __init__(self, policy: VocabSelector, prior: SuccessorPrior) -> None:
+        super().__init__()
+        if not hasattr(policy, "columns"):
+            raise TypeError(f"vocab must have columns() with a prior, got {type(policy).__name__}, which has none")
+        self.policy, self.prior = policy, prior
+        self.name = f"{policy.name}+prior"
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """As the policy's. Raises NotImplementedError for single rows: a prior starts anew for all sequences."""
+        if rows is not None:
+            raise NotImplementedError("rows must be None with a prior, which is reset for all sequences at once")
+        self.policy.reset()
+        self.prior.reset()
+
+    def observe(self, token_ids: Tensor) -> None:
+        """As the policy's."""
+        if self.policy.observes:
+            self.policy.observe(token_ids)
+
+    def learn(self, token_ids: Tensor, top_ids: Tensor, next_ids: Tensor) -> None:
+        """What comes after tokens: as `SuccessorPrior.observe`."""
+        self.prior.observe(token_ids, top_ids, next_ids)
+
+    def select(self, width: int | None = None) -> DraftVocab:
+        """As the policy's, with the prior."""
+        return self.policy.select(width)._replace(raise_scores=self.raise_scores)
+
+    def raise_scores(self, logits: Tensor, token_ids: Tensor) -> Tensor:
+        """logits [B, n, K] after tokens int64 [B, n] -> the same with the bonus of their successors."""
+        ids, bonus = self.prior.bonus(token_ids)
+        return self.prior.add_to(logits, self.columns(ids), bonus)
+
+    def columns(self, ids: Tensor) -> Tensor:
+        return self.policy.columns(ids)
+
+    def vocabulary_views(self) -> VocabularyViews:
+        """The policy's buffers. Raises TypeError if it has none."""
+        if not isinstance(self.policy, HasVocabularyViews):
+            raise TypeError(f"vocab must have vocabulary_views(), got {type(self.policy).__name__}, which has none")
+        return self.policy.vocabulary_views()
