@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanospec.compiled_drafter import CompiledTreeDrafter
-from nanospec.drafters.drafter import Drafter
+from nanospec.drafters.drafter import Drafter, GrowsTree
 from nanospec.records import DraftVocab
 from nanospec.stats import GenerationStats
 from nanospec.tree_drafter import TreeDrafter
@@ -42,9 +42,7 @@ class HeadlessProbe:
     A step's draft time also holds the drafter's pass over the accepted tokens: `timed` counts that in.
     """
 
-    def __init__(
-        self, tree_drafter: TreeDrafter | CompiledTreeDrafter, stats: GenerationStats, device: torch.device
-    ) -> None:
+    def __init__(self, tree_drafter: GrowsTree, stats: GenerationStats, device: torch.device) -> None:
         self.stats, self.device, self.tree_drafter = stats, device, tree_drafter
         self._is_warm = not isinstance(tree_drafter, CompiledTreeDrafter)
         width = tree_drafter.shape.branching

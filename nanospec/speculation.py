@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from nanospec.compiled_drafter import CompiledTreeDrafter
 from nanospec.decoding_step import DecodingStep
+from nanospec.drafters.drafter import GrowsTree, TakesFirstToken
 from nanospec.headless import HeadlessProbe
 from nanospec.records import DraftTree, Verdict
 from nanospec.request import Request
@@ -18,7 +18,7 @@ from nanospec.step_graphs import FixedSteps, bucketed_width
 from nanospec.step_outcome import StepOutcome, by_likelihood, pack_outcome, tokens_after_path
 from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
-from nanospec.tree_drafter import TreeDrafter, cache_rows_needed
+from nanospec.tree_drafter import cache_rows_needed
 from nanospec.verifier import verify
 from nanospec.vocab_selector import VocabSelector
 
@@ -34,7 +34,7 @@ class SpeculativeLoop:
     def __init__(
         self,
         target: Target,
-        tree_drafter: TreeDrafter | CompiledTreeDrafter,
+        tree_drafter: GrowsTree,
         vocab: VocabSelector,
         num_top: int,
         request: Request,
@@ -135,6 +135,8 @@ class SpeculativeLoop:
             check_finite_logits(float(largest), input_ids.shape[1] - 1)
             root_id = next_id[:, None]
             following = torch.cat((input_ids[:, 1:], root_id), 1)
+            if isinstance(self.drafter, TakesFirstToken):
+                self.drafter.begin(input_ids[:, :1])
             state = self.drafter.extend(following, prefill.features)
             self.num_active = int(self.vocab.select(None).count.max())
             if self.seen is not None:

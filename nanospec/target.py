@@ -119,20 +119,29 @@ class Target(nn.Module):
 
         Logits [P, V] never exist: the head runs over 64 positions at a time, and only if num_top > 0.
         """
-        features = []
-        for chunk in input_ids.split(PREFILL_CHUNK, dim=1):
-            start, length = self.cache.length, chunk.shape[1]
-            positions = torch.arange(start, start + length, device=chunk.device)
-            visible = torch.arange(start + length, device=chunk.device) <= positions[:, None]
-            mask = additive_mask(visible, self.dtype)[None, None]
-            features.append(self._run_body(chunk, positions[None], mask, self.cache.rows(length)))
-            self.cache.commit(length)
-        all_features = torch.cat(features, 1)
+        all_features = self.read(input_ids)
         top_ids = input_ids.new_empty(0, num_top)
         if num_top:
             parts = all_features[0].split(HEAD_CHUNK)
             top_ids = torch.cat([blocked_topk(self.head(part), num_top)[1] for part in parts])
         return Prefill(all_features, top_ids, self.head(all_features[:, -1]))
+
+    @torch.no_grad()
+    def read(self, token_ids: Tensor) -> Tensor:
+        """Take in int64 [1, n] behind the certain tokens and make them certain; features [1, n, D]. No head runs."""
+        features = []
+        for chunk in token_ids.split(PREFILL_CHUNK, dim=1):
+            start, length = self.cache.length, chunk.shape[1]
+            positions = torch.arange(start, start + length, device=chunk.device)
+            visible = torch.arange(start + length, device=chunk.device) <= positions[:, None]
+            features.append(self.features(chunk, positions[None], visible[None], self.cache.rows(length)))
+            self.cache.commit(length)
+        return torch.cat(features, 1)
+
+    @torch.no_grad()
+    def features(self, token_ids: Tensor, positions: Tensor, visible: Tensor, rows: CacheRows) -> Tensor:
+        """[B, n, D] of token_ids at `positions`, int64 [B, n] each, that see `visible` bool [B, n, rows.end]; eager."""
+        return self._run_body(token_ids, positions, additive_mask(visible, self.dtype)[:, None], rows)
 
     @torch.no_grad()
     def judge(self, tree: DraftTree, num_top: int = 1, place: CachePlace | None = None) -> Verification:
@@ -212,11 +221,11 @@ class Target(nn.Module):
         return output.last_hidden_state
 
 
-def refuse_model_type(model_type: str | None) -> None:
+def refuse_model_type(model_type: str | None, argument: str = "target") -> None:
     """Raises NotImplementedError for an architecture that is not known to work with trees, listing those that are."""
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise NotImplementedError(
-            f"target model_type must be one of {', '.join(SUPPORTED_MODEL_TYPES)}, got {model_type!r}"
+            f"{argument} model_type must be one of {', '.join(SUPPORTED_MODEL_TYPES)}, got {model_type!r}"
         )
 
 

@@ -7,8 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace
-from nanospec.records import DraftVocab
+from nanospec.records import DraftTree, DraftVocab
+from nanospec.tree_shape import TreeShape
 
 
 @runtime_checkable
@@ -21,8 +23,8 @@ class Drafter(Protocol):
     name: str
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights and states: the target's."""
+    def dtype(self) -> torch.dtype | None:
+        """Of its weights and states: the target's; None: it has no weights."""
 
     def reset(self, capacity: int) -> None:
         """Forget the last request and make room for `capacity` tokens, the nodes of one tree included."""
@@ -47,8 +49,51 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class TakesFirstToken(Protocol):
+    """A drafter that reads the text from its first token on, which `extend` never gets: no feature stands before it."""
+
+    def begin(self, first_id: Tensor) -> None:
+        """Take in int64 [B, 1], the prompt's first token, between `reset` and the first `extend`."""
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """A drafter that scores ids with a head [V', D'], row i for id i: draft vocabularies are made of its rows."""
+
+    @property
+    def head(self) -> GatheredHead:
+        """V' is at most the target's V; ids from V' on are never drafted."""
+
+
+class GrowsTree(Protocol):
+    """What drafts the tree of a step."""
+
+    shape: TreeShape
+    drafter: Any
+
+    def draft(
+        self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab, place: CachePlace | None = None
+    ) -> DraftTree:
+        """As `TreeDrafter.draft`."""
+        ...
+
+
+@runtime_checkable
+class GrowsOwnTree(Protocol):
+    """A drafter whose trees are not grown level by level from scores alone."""
+
+    def tree_drafter(self, shape: TreeShape) -> GrowsTree:
+        """What grows its trees of this shape, in place of a `TreeDrafter`."""
+        ...
+
+
+@runtime_checkable
 class FixedShapeDrafter(Drafter, Protocol):
-    """A drafter whose passes can take place where only the device knows: what a captured decoding step needs."""
+    """A drafter whose passes can take place where only the device knows: what a captured decoding step needs.
+
+    A `CachePlace` counts the target's certain tokens. That is without the root, and so are EAGLE's, which lack the
+    first token; a drafter that takes it in holds one more.
+    """
 
     def memory(self) -> Any:
         """What its passes work on, prepared by `reset`: plain tensors that stay where they are until the next one."""
