@@ -1,0 +1,95 @@
+"""What a checkpoint is, decided by its tensors: configs name architectures wrongly, tensors cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+
+from torch import Tensor
+
+PREFIXES = ("module.", "draft_model.", "medusa_heads.", "medusa_head.", "model.")
+# Names of other tools -> those of SafeAILab.
+RENAMED = (
+    (re.compile(r"^midlayer\."), "layers.0."),  # EAGLE-3 as published
+    (re.compile(r"^transformer\."), "layers.0."),  # speculators before 0.4
+    (re.compile(r"^fusion_fc\."), "fc."),
+    (re.compile(r"^embedding_layernorm\."), "embed_layernorm."),
+    (re.compile(r"^pre_lm_head_layernorm\."), "lm_head_layernorm."),
+    (re.compile(r"^hidden_layernorm\."), "layers.0.input_layernorm."),  # HASS
+    (re.compile(r"^aux_norm_low\."), "fc_norm.0."),
+    (re.compile(r"^aux_norm_mid\."), "fc_norm.1."),
+    (re.compile(r"^aux_norm_high\."), "fc_norm.2."),
+)
+MEDUSA_HEAD = re.compile(r"^(\d+)\.\d+\.(linear\.)?(weight|bias)$|^(?:blocks|lm_heads)\.(\d+)\.")
+
+
+class Family(StrEnum):
+    """What may propose tokens; UNKNOWN is none of these."""
+
+    EAGLE = "EAGLE-1/2"
+    EAGLE3 = "EAGLE-3"
+    MEDUSA = "Medusa"
+    CAUSAL_LM = "causal language model"
+    UNKNOWN = "unknown"
+
+
+def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under one set of names: prefixes of wrappers gone, layers as `layers.i.`, the names of other tools
+    replaced. Raises ValueError where two tensors get one name."""
+    normalised: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new_name = _normalise(name)
+        if new_name in normalised:
+            raise ValueError(f"checkpoint must hold {new_name!r} once, got it again as {name!r}")
+        normalised[new_name] = tensor
+    return normalised
+
+
+def detect_family(tensors: Mapping[str, Tensor]) -> Family:
+    """The family of tensors under normalised names; shapes are read, numbers are not.
+
+    Example: fc.weight [H, 2H] and a first layer without an own norm of features is EAGLE-1/2; q_proj [Q, 2H], or a
+    `hidden_norm`, is EAGLE-3, whatever the config claims.
+    """
+    if any(MEDUSA_HEAD.match(name) for name in tensors):
+        return Family.MEDUSA
+    if "layers.0.self_attn.q_proj.weight" not in tensors and "layers.0.hidden_norm.weight" not in tensors:
+        return Family.EAGLE if "fc.weight" in tensors and has_layers(tensors) else Family.UNKNOWN
+    if "layers.0.hidden_norm.weight" in tensors or _reads_two_inputs(tensors):
+        return Family.EAGLE3
+    if "fc.weight" in tensors:
+        return Family.EAGLE
+    is_language_model = {"embed_tokens.weight", "norm.weight"} <= tensors.keys()
+    return Family.CAUSAL_LM if is_language_model else Family.UNKNOWN
+
+
+def has_layers(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("layers.0.") for name in tensors)
+
+
+def count_layers(tensors: Mapping[str, Tensor]) -> int:
+    """Decoder layers, by the largest index."""
+    return max((int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))), default=-1) + 1
+
+
+def count_medusa_heads(tensors: Mapping[str, Tensor]) -> int:
+    """Medusa heads; the published config states a wrong number."""
+    matches = [match for name in tensors if (match := MEDUSA_HEAD.match(name))]
+    return len({match[1] or match[4] for match in matches})
+
+
+def _reads_two_inputs(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the first attention reads embedding and feature side by side: twice what its output projection writes."""
+    query, output = tensors["layers.0.self_attn.q_proj.weight"], tensors.get("layers.0.self_attn.o_proj.weight")
+    if output is None or query.dim() != 2 or output.dim() != 2:
+        return False
+    return query.shape[1] == 2 * output.shape[0]
+
+
+def _normalise(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    for pattern, replacement in RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
