@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nanospec.autoregression import AutoregressiveLoop
-from nanospec.checkpoints.eagle import load_eagle_drafter
+from nanospec.checkpoints.causal_lm import build_causal_lm_drafter
+from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.target import load_target
 from nanospec.compiled_drafter import (
@@ -24,8 +25,9 @@ from nanospec.compiled_drafter import (
     refuse_uncompiled,
 )
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
-from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, GrowsOwnTree, GrowsTree, HasHead
 from nanospec.drafters.eagle import EagleDrafter
+from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe, headless_tree_drafter
 from nanospec.request import Request, as_input_ids
@@ -39,6 +41,7 @@ from nanospec.text_stream import TextStream
 from nanospec.tree_drafter import TreeDrafter
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
+from nanospec.vocab.none import NoVocab
 from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab_selector import VocabSelector, build_vocab_selector
 
@@ -52,7 +55,8 @@ class SpeculativeDecoder:
     """Lossless speculative decoding, one sequence at a time.
 
     target, drafter   modules on one device and in one dtype
-    vocab             "in-context", "full", "static:N", "static:FILE" or a `VocabSelector`
+    vocab             "in-context", "full", "static:N", "static:FILE" or a `VocabSelector`, over the head that drafts:
+                      the drafter's own where it has one. Prompt lookup alone scores nothing and reads none
     tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
     capacity          most rows that an in-context vocabulary holds (K)
@@ -84,7 +88,7 @@ class SpeculativeDecoder:
         num_top = min(DEFAULT_NUM_TOP, most) if num_top is None else num_top
         if not 1 <= num_top <= most:
             raise ValueError(f"num_top must be in [1, {most}], got {num_top}")
-        if drafter.dtype != target.dtype:
+        if drafter.dtype not in (None, target.dtype):
             raise ValueError(f"drafter must have the target's dtype {target.dtype}, got {drafter.dtype}")
         self.compile, compiled_by = compile, inner_backend(compile)
         if target.compiled_by != compiled_by:  # with caches of its own
@@ -92,7 +96,7 @@ class SpeculativeDecoder:
             drafter = drafter.with_own_cache() if isinstance(drafter, EagleDrafter) else drafter
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.num_top, self.capacity, self.frequent_ids = num_top, min(capacity, target.vocab_size), frequent_ids
-        self.vocab = build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=frequent_ids)
+        self.vocab = _build_vocab(vocab, target, drafter, self.capacity, frequent_ids)
         if compiled_by is not None:
             refuse_uncompiled(drafter, self.vocab)
         self._compiled_drafters: dict[tuple[TreeShape, bool], CompiledTreeDrafter] = {}
@@ -112,28 +116,33 @@ class SpeculativeDecoder:
     def from_pretrained(
         cls,
         target: str | Path | PreTrainedModel,
-        draft: str | Path | Drafter,
+        draft: str | Path | PreTrainedModel | Drafter,
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         **options: Any,
     ) -> SpeculativeDecoder:
-        """A decoder over paths, hub ids or loaded modules.
+        """A decoder over paths, hub ids or loaded modules; the draft "prompt-lookup" needs no weights.
 
         dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here.
         Further options are those of the class. The target's tokenizer is used where its directory holds one, and
         "static:N" takes its ids from `frequent_ids.safetensors` where the draft's directory holds it.
         """
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
-        if isinstance(draft, str | Path):
+        drafter: Drafter
+        if draft == PROMPT_LOOKUP:
+            drafter = PromptLookupDrafter(loaded.device)
+        elif isinstance(draft, str | Path):
             directory = resolve_checkpoint(draft, "draft")
-            drafter: Drafter = load_eagle_drafter(directory, loaded)
+            drafter = load_drafter(directory, loaded, tokenizer=tokenizer)
             if (directory / FREQUENT_IDS).exists():
                 options.setdefault("frequent_ids", read_static_list(directory / FREQUENT_IDS, loaded.vocab_size))
+        elif isinstance(draft, PreTrainedModel):
+            drafter = build_causal_lm_drafter(draft, loaded)
         elif isinstance(draft, Drafter):
             drafter = draft
         else:
-            raise TypeError(f"draft must be a path, a hub id or a Drafter, got {type(draft).__name__}")
+            raise TypeError(f"draft must be a path, a hub id, a model or a Drafter, got {type(draft).__name__}")
         options.setdefault("tokenizer", tokenizer)
         return cls(loaded, drafter, **options)
 
@@ -250,9 +259,11 @@ class SpeculativeDecoder:
         kept.move_to_end(key)
         return kept[key]
 
-    def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> TreeDrafter | CompiledTreeDrafter:
+    def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> GrowsTree:
         """Grows the trees of a request; compiled ones are kept, each with its graph."""
         drafter, inner = self.drafter, self.target.compiled_by
+        if isinstance(drafter, GrowsOwnTree) and not (headless and isinstance(drafter, HasHead)):
+            return drafter.tree_drafter(shape)
         if inner is None:
             return (
                 headless_tree_drafter(drafter, shape, self.target.device) if headless else TreeDrafter(drafter, shape)
@@ -300,6 +311,18 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise ValueError(f"{what} needs a tokenizer, got none: pass tokenizer= or use a target directory with one")
         return self.tokenizer
+
+
+def _build_vocab(
+    vocab: str | VocabSelector, target: Target, drafter: Drafter, capacity: int, frequent_ids: Tensor | None
+) -> VocabSelector:
+    """The policy over the rows that the drafter scores with: its own head's, or the target's."""
+    if isinstance(drafter, PromptLookupDrafter):
+        return NoVocab(target.vocab_size, target.device)
+    weight = drafter.head.weight if isinstance(drafter, HasHead) else target.head_weight
+    return build_vocab_selector(
+        vocab, weight, min(capacity, weight.shape[0]), frequent_ids=frequent_ids, vocab_size=target.vocab_size
+    )
 
 
 def _resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: str | VocabSelector) -> bool:

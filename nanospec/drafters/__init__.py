@@ -1,6 +1,9 @@
-"""What proposes: models that turn verified tokens into scores for the next ones, level by level."""
+"""What proposes: models that turn verified tokens into scores for the next ones, level by level, or a look-up."""
 
+from nanospec.drafters.causal_lm import CausalLMDrafter
 from nanospec.drafters.drafter import Drafter
 from nanospec.drafters.eagle import EagleDrafter
+from nanospec.drafters.joined_drafter import JoinedDrafter
+from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 
-__all__ = ["Drafter", "EagleDrafter"]
+__all__ = ["CausalLMDrafter", "Drafter", "EagleDrafter", "JoinedDrafter", "PromptLookupDrafter"]
