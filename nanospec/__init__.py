@@ -7,6 +7,7 @@ from nanospec.locality_tracker import LocalityTracker
 from nanospec.records import DraftTree, DraftVocab, Verdict
 from nanospec.result import GenerationResult, StreamPiece
 from nanospec.sampling import SamplingParams
+from nanospec.static_tree import StaticTree
 from nanospec.target import Target
 from nanospec.tree_drafter import TreeDrafter
 from nanospec.tree_shape import TreeShape
@@ -22,6 +23,7 @@ __all__ = [
     "LocalityTracker",
     "SamplingParams",
     "SpeculativeDecoder",
+    "StaticTree",
     "StreamPiece",
     "Target",
     "TreeDrafter",

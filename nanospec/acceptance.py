@@ -34,18 +34,23 @@ def accept_greedy(tree: DraftTree, best_id: Tensor, max_depth: int) -> Verdict:
         from nanospec.ops.accept_path_triton import accept_path_triton
 
         return Verdict(*accept_path_triton(tree.token_ids, tree.parent_pos, best_id, max_depth))
-    batch, num_nodes = tree.token_ids.shape
     wanted = best_id.gather(1, tree.parent_pos)
     matches = (tree.token_ids == wanted) & (tree.token_ids >= 0)
     matches[:, 0] = True  # the root is certain
     accepted = matches & (matches[:, None, :] | ~tree.ancestor_mask).all(-1)
     end = tree.depth.where(accepted, -1).argmax(1)
+    return Verdict(*path_to(tree, end, max_depth), best_id.gather(1, end[:, None])[:, 0])
+
+
+def path_to(tree: DraftTree, end: Tensor, max_depth: int) -> tuple[Tensor, Tensor]:
+    """(`accepted_pos`, `num_accepted`) of a `Verdict` whose path ends at node `end` int64 [B]."""
+    batch, num_nodes = tree.token_ids.shape
     on_path = tree.ancestor_mask.gather(1, end[:, None, None].expand(-1, 1, num_nodes))[:, 0]
     # A node's place in the path is its depth; what is off the path goes to one extra column that is cut off.
     column = tree.depth.where(on_path, max_depth + 1)
     positions = torch.arange(num_nodes, device=end.device).expand(batch, -1)
     accepted_pos = positions.new_zeros(batch, max_depth + 2).scatter(1, column, positions)[:, : max_depth + 1]
-    return Verdict(accepted_pos, on_path.sum(1), best_id.gather(1, end[:, None])[:, 0])
+    return accepted_pos, on_path.sum(1)
 
 
 def accept_sampled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -61,6 +62,30 @@ def greedy_walk(token_ids: Sequence[int], parent_pos: Sequence[int], best_id: Se
         if not matching:
             return path, own_id
         path.append(matching[0])
+
+
+def typical_walk(
+    token_ids: Sequence[int], parent_pos: Sequence[int], p: Sequence[Sequence[float]], epsilon: float, delta: float
+) -> list[int]:
+    """Positions of the path that typical acceptance keeps, root first; p[i]: the target's probabilities after node i.
+
+    Source: Medusa, section 2.3.1: a token is kept if p(x) > min(epsilon, delta * exp(-H(p))), the longest path wins,
+    of equally long ones the likeliest.
+    """
+    best, best_likelihood = [0], 1.0
+
+    def visit(node: int, likelihood: float, path: list[int]) -> None:
+        nonlocal best, best_likelihood
+        if (len(path), likelihood) > (len(best), best_likelihood):
+            best, best_likelihood = path, likelihood
+        entropy = -sum(x * math.log(x) for x in p[node] if x > 0)
+        threshold = min(epsilon, delta * math.exp(-entropy))
+        for child in _children(token_ids, parent_pos, node):
+            if p[node][token_ids[child]] > threshold:
+                visit(child, likelihood * p[node][token_ids[child]], [*path, child])
+
+    visit(0, 1.0, [0])
+    return best
 
 
 def _children(token_ids: Sequence[int], parent_pos: Sequence[int], node: int) -> list[int]:

@@ -15,6 +15,7 @@ from nanospec.records import DraftTree, DraftVocab
 from nanospec.tree_drafter import Children, best_children, grow_tree
 from nanospec.tree_shape import TreeShape
 from nanospec.vocab.full import FullVocab
+from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab_selector import VocabSelector
 
 
@@ -66,10 +67,12 @@ def compile_tree_drafter(drafter: Drafter, shape: TreeShape, vocab: VocabSelecto
     """
     refuse_uncompiled(drafter, vocab)
     assert isinstance(drafter, EagleDrafter), "refused above"
-    head, is_full = drafter.head, isinstance(vocab, FullVocab)
+    head, target_ids, is_full = drafter.head, drafter.target_ids, isinstance(_over_head(vocab), FullVocab)
 
     def children(states: Tensor) -> tuple[Tensor, Tensor]:
-        return best_children(F.linear(states, head.weight, head.bias), shape.branching, by_blocks=is_full)
+        logits = F.linear(drafter.before_head(states), head.weight, head.bias)
+        head_pos, score = best_children(logits, shape.branching, by_blocks=is_full)
+        return head_pos if target_ids is None else target_ids[head_pos], score
 
     if is_full:
         return CompiledTreeDrafter(drafter, shape, children, inner)
@@ -91,7 +94,13 @@ def refuse_uncompiled(drafter: Drafter, vocab: VocabSelector) -> None:
     """NotImplementedError for a drafter that is not EAGLE's, TypeError for a vocabulary that no graph can read."""
     if not isinstance(drafter, EagleDrafter):
         raise NotImplementedError(f"compile=True needs an EagleDrafter as drafter, got {type(drafter).__name__}")
-    if not isinstance(vocab, FullVocab | HasVocabularyViews):
+    policy = _over_head(vocab)
+    if not isinstance(policy, FullVocab | HasVocabularyViews):
         raise TypeError(
-            f"vocab must have vocabulary_views() with compile=True, got {type(vocab).__name__}, which has none"
+            f"vocab must have vocabulary_views() with compile=True, got {type(policy).__name__}, which has none"
         )
+
+
+def _over_head(vocab: VocabSelector) -> VocabSelector:
+    """The policy over rows of the draft's head."""
+    return vocab.policy if isinstance(vocab, ReducedVocab) else vocab

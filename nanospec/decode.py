@@ -25,45 +25,52 @@ from nanospec.compiled_drafter import (
     refuse_uncompiled,
 )
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
-from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, GrowsOwnTree, GrowsTree, HasHead
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, HasHead, deepest_tree
 from nanospec.drafters.eagle import EagleDrafter
-from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
+from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.drafters.joined_drafter import JoinedDrafter, JoinedTreeDrafter
+from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, LookupTreeDrafter, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
-from nanospec.headless import HeadlessProbe, headless_tree_drafter
+from nanospec.headless import HeadlessProbe, headless_drafter
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams
 from nanospec.speculation import SpeculativeLoop
+from nanospec.static_tree import StaticTree
+from nanospec.static_tree_drafter import StaticTreeDrafter
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.step_graphs import StepGraphs
 from nanospec.target import Target
 from nanospec.text_stream import TextStream
-from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_drafter import TreeDrafter, TreeGrower
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
 from nanospec.vocab.none import NoVocab
+from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.static_list import read_static_list
-from nanospec.vocab_selector import VocabSelector, build_vocab_selector
+from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
 MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
 FREQUENT_IDS = "frequent_ids.safetensors"
-TreeArgument = TreeShape | tuple[int, int, int] | Literal["auto"] | None
+TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
 
 
 class SpeculativeDecoder:
-    """Lossless speculative decoding, one sequence at a time.
+    """Speculative decoding, one sequence at a time; lossless unless a request names a lossy acceptance.
 
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE" or a `VocabSelector`, over the head that drafts:
                       the drafter's own where it has one. Prompt lookup alone scores nothing and reads none
-    tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure
+    tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure, or a
+                      StaticTree, whose nodes are fixed by rank
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
     capacity          most rows that an in-context vocabulary holds (K)
     frequent_ids      int64 [N], most frequent first: what "static:N" takes its ids from
     compile           True: drafts through torch.compile's backend "nanospec", the target through Inductor; the same
                       tokens. The first request compiles, or `warm_up`. "aot_eager" or "eager" stand in for Inductor.
-                      Such a decoder has caches of its own over the weights of `target` and `drafter`
+                      Such a decoder, and one whose drafter reads other features than `target` delivers, has caches
+                      of its own over the weights of `target` and `drafter`
     cuda_graph        whole decoding steps are replayed as CUDA graphs, captured as contexts grow; the same tokens.
                       None: on CUDA, if the drafter's passes have fixed shapes and the vocabulary is one of ours
 
@@ -91,12 +98,14 @@ class SpeculativeDecoder:
         if drafter.dtype not in (None, target.dtype):
             raise ValueError(f"drafter must have the target's dtype {target.dtype}, got {drafter.dtype}")
         self.compile, compiled_by = compile, inner_backend(compile)
-        if target.compiled_by != compiled_by:  # with caches of its own
-            target = Target(target.model, compiled_by)
+        model = _model_of(drafter)
+        feature_layers = model.feature_layers if isinstance(model, Eagle3Drafter) else None
+        if (target.compiled_by, target.feature_layers) != (compiled_by, feature_layers):  # with caches of its own
+            target = Target(target.model, compiled_by, feature_layers)
             drafter = drafter.with_own_cache() if isinstance(drafter, EagleDrafter) else drafter
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.num_top, self.capacity, self.frequent_ids = num_top, min(capacity, target.vocab_size), frequent_ids
-        self.vocab = _build_vocab(vocab, target, drafter, self.capacity, frequent_ids)
+        self.vocab = self._build_vocab(vocab)
         if compiled_by is not None:
             refuse_uncompiled(drafter, self.vocab)
         self._compiled_drafters: dict[tuple[TreeShape, bool], CompiledTreeDrafter] = {}
@@ -105,10 +114,18 @@ class SpeculativeDecoder:
         self._graph_pool = torch.cuda.graph_pool_handle() if self.cuda_graph else None
         self.eos_ids = _eos_ids(target, tokenizer)
         self.last_stats: GenerationStats | None = None
-        num_rows = self.vocab.select(None).draft_ids.shape[-1]
-        self.tree = default_tree_shape(target.device, num_rows) if tree in (None, "auto") else _as_tree_shape(tree)
+        num_rows, max_depth = self.vocab.select(None).draft_ids.shape[-1], deepest_tree(model)
+        self.static_tree = tree if isinstance(tree, StaticTree) else None
+        if self.static_tree is not None and compiled_by is not None:
+            raise NotImplementedError(f"compile must be False with a StaticTree, got {compile!r}")
+        if self.static_tree is not None and isinstance(drafter, PromptLookupDrafter):
+            raise NotImplementedError("tree must not be a StaticTree with prompt lookup, which ranks no tokens")
+        is_chosen = tree in (None, "auto")
+        self.tree = default_tree_shape(target.device, num_rows, max_depth) if is_chosen else _as_tree_shape(tree)
         if self.tree.branching > num_rows:
             raise ValueError(f"tree branching must be at most {num_rows}, the rows of the vocabulary, got {self.tree}")
+        if max_depth is not None and self.tree.depth > max_depth:
+            raise ValueError(f"tree depth must be at most {max_depth} for this {drafter.name} drafter, got {self.tree}")
         if tree == "auto":
             self.tree = tune_tree_shape(self)
 
@@ -120,13 +137,15 @@ class SpeculativeDecoder:
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        feature_layers: Sequence[int] | None = None,
         **options: Any,
     ) -> SpeculativeDecoder:
         """A decoder over paths, hub ids or loaded modules; the draft "prompt-lookup" needs no weights.
 
-        dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here.
-        Further options are those of the class. The target's tokenizer is used where its directory holds one, and
-        "static:N" takes its ids from `frequent_ids.safetensors` where the draft's directory holds it.
+        dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here, and so
+        does feature_layers: the target's layers that an EAGLE-3 draft reads, where its config is wrong. Further options
+        are those of the class. The target's tokenizer is used where its directory holds one, and "static:N" takes its
+        ids from `frequent_ids.safetensors` where the draft's directory holds it.
         """
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
         drafter: Drafter
@@ -134,7 +153,7 @@ class SpeculativeDecoder:
             drafter = PromptLookupDrafter(loaded.device)
         elif isinstance(draft, str | Path):
             directory = resolve_checkpoint(draft, "draft")
-            drafter = load_drafter(directory, loaded, tokenizer=tokenizer)
+            drafter = load_drafter(directory, loaded, feature_layers, tokenizer)
             if (directory / FREQUENT_IDS).exists():
                 options.setdefault("frequent_ids", read_static_list(directory / FREQUENT_IDS, loaded.vocab_size))
         elif isinstance(draft, PreTrainedModel):
@@ -157,7 +176,7 @@ class SpeculativeDecoder:
             self.target,
             self.drafter,
             vocab,
-            self.tree,
+            self.static_tree or self.tree,
             self.tokenizer,
             self.num_top,
             self.capacity,
@@ -165,6 +184,19 @@ class SpeculativeDecoder:
             self.compile,
             self.cuda_graph,
         )
+
+    def _build_vocab(self, vocab: str | VocabSelector) -> VocabSelector:
+        """The policy over the head that drafts: the target's, or the drafter's own with its own ids."""
+        drafter, target = _model_of(self.drafter), self.target
+        if isinstance(drafter, PromptLookupDrafter):
+            return NoVocab(target.vocab_size, target.device)
+        if not isinstance(drafter, HasHead):
+            return build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=self.frequent_ids)
+        weight, ids = drafter.head.weight, drafter.target_ids
+        capacity = min(self.capacity, weight.shape[0])
+        if ids is None:
+            return build_vocab_selector(vocab, weight, capacity, frequent_ids=self.frequent_ids)
+        return build_reduced_vocab(vocab, weight, ids, target.vocab_size, capacity, self.frequent_ids)
 
     def warm_up(self) -> None:
         """Decode a few tokens, so that the first request does not wait for compilation or for memory."""
@@ -193,6 +225,9 @@ class SpeculativeDecoder:
         input_ids int [P] or [1, P]; settings: max_new_tokens=256, temperature=0.0 (greedy), top_k=0, top_p=1.0,
         min_p=0.0, repetition_penalty=1.0, seed=None, stop_strings=(), ignore_eos=False. `probe_headless` also times
         every draft with its head deleted.
+
+        LOSSY by name only: acceptance="typical", with posterior_threshold=0.09 and posterior_alpha=0.3, keeps drafted
+        tokens that the target finds likely enough; the result then says `lossless` False.
         """
         request = self._request(input_ids, **settings)
         loop, stats = self._speculate(request, self.tree)
@@ -222,17 +257,21 @@ class SpeculativeDecoder:
     def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
         loop, stats = self._speculate(request, self.tree)
         for piece in cutter.pieces(loop.steps()):
-            stats.new_tokens = len(cutter.token_ids)
-            self.last_stats = stats
+            self._finish(stats, cutter)
             yield piece
 
     def _collect(self, cutter: OutputCutter, steps: Iterator[list[int]], stats: GenerationStats) -> GenerationResult:
         for _ in cutter.pieces(steps):
             pass
-        stats.new_tokens = len(cutter.token_ids)
-        self.last_stats = stats
+        self._finish(stats, cutter)
         assert cutter.finish_reason is not None, "a loop ended before its request did"
         return GenerationResult(cutter.token_ids, cutter.text, cutter.finish_reason, stats)
+
+    def _finish(self, stats: GenerationStats, cutter: OutputCutter) -> None:
+        stats.new_tokens = len(cutter.token_ids)
+        if stats.drafter is not None and isinstance(self.vocab, ReducedVocab):
+            stats.observed_ids, stats.unsayable_ids = self.vocab.count_unsayable()
+        self.last_stats = stats
 
     def speculate(
         self, input_ids: Tensor, tree: TreeShape, max_new_tokens: int
@@ -241,7 +280,7 @@ class SpeculativeDecoder:
         return self._speculate(self._request(input_ids, max_new_tokens, ignore_eos=True), tree)
 
     def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
-        stats = replace(self._new_stats(), tree=tree)
+        stats = replace(self._new_stats(), tree=tree, lossless=request.sampling.is_lossless)
         tree_drafter = self._tree_drafter(tree)
         loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
         if self.cuda_graph:
@@ -259,15 +298,18 @@ class SpeculativeDecoder:
         kept.move_to_end(key)
         return kept[key]
 
-    def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> GrowsTree:
+    def _tree_drafter(self, shape: TreeShape, headless: bool = False) -> TreeGrower:
         """Grows the trees of a request; compiled ones are kept, each with its graph."""
-        drafter, inner = self.drafter, self.target.compiled_by
-        if isinstance(drafter, GrowsOwnTree) and not (headless and isinstance(drafter, HasHead)):
-            return drafter.tree_drafter(shape)
+        drafter, inner, device = self.drafter, self.target.compiled_by, self.target.device
         if inner is None:
-            return (
-                headless_tree_drafter(drafter, shape, self.target.device) if headless else TreeDrafter(drafter, shape)
-            )
+            if isinstance(drafter, PromptLookupDrafter):
+                return LookupTreeDrafter(drafter, shape)
+            model = _model_of(drafter)
+            model = headless_drafter(model, shape, device) if headless else model
+            grower: TreeGrower = TreeDrafter(model, shape)
+            if self.static_tree is not None and shape == self.static_tree.shape:
+                grower = StaticTreeDrafter(model, self.static_tree, device)
+            return JoinedTreeDrafter(drafter, grower) if isinstance(drafter, JoinedDrafter) and not headless else grower
         key = (shape, headless)
         if key not in self._compiled_drafters:
             if headless:
@@ -313,16 +355,9 @@ class SpeculativeDecoder:
         return self.tokenizer
 
 
-def _build_vocab(
-    vocab: str | VocabSelector, target: Target, drafter: Drafter, capacity: int, frequent_ids: Tensor | None
-) -> VocabSelector:
-    """The policy over the rows that the drafter scores with: its own head's, or the target's."""
-    if isinstance(drafter, PromptLookupDrafter):
-        return NoVocab(target.vocab_size, target.device)
-    weight = drafter.head.weight if isinstance(drafter, HasHead) else target.head_weight
-    return build_vocab_selector(
-        vocab, weight, min(capacity, weight.shape[0]), frequent_ids=frequent_ids, vocab_size=target.vocab_size
-    )
+def _model_of(drafter: Drafter) -> Drafter:
+    """The drafter itself, or the model that prompt lookup is joined with."""
+    return drafter.model if isinstance(drafter, JoinedDrafter) else drafter
 
 
 def _resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: str | VocabSelector) -> bool:
@@ -340,7 +375,9 @@ def _resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafte
     return cuda_graph
 
 
-def _as_tree_shape(tree: TreeShape | tuple[int, int, int] | str) -> TreeShape:
+def _as_tree_shape(tree: TreeArgument) -> TreeShape:
+    if isinstance(tree, StaticTree):
+        return tree.shape
     if not isinstance(tree, tuple | list) or len(tree) != 3:
         raise ValueError(f"tree must be 'auto', None or (depth, branching, num_nodes), got {tree!r}")
     return TreeShape(*tree).validated()

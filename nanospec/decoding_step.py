@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanospec.drafters.drafter import FixedShapeDrafter, GrowsTree
+from nanospec.drafters.drafter import FixedShapeDrafter
 from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftTree, Verdict
 from nanospec.sampling import SamplingParams
 from nanospec.step_outcome import by_likelihood, pack_outcome, tokens_after_path
 from nanospec.target import Target
+from nanospec.tree_drafter import TreeGrower
 from nanospec.verifier import verify
 from nanospec.vocab_selector import VocabSelector
 
@@ -30,7 +31,7 @@ class DecodingStep:
     def __init__(
         self,
         target: Target,
-        tree_drafter: GrowsTree,
+        tree_drafter: TreeGrower,
         vocab: VocabSelector,
         num_top: int,
         sampling: SamplingParams,
@@ -45,7 +46,7 @@ class DecodingStep:
         with torch.inference_mode(False):  # ordinary tensors, writable in and outside inference mode
             self.offsets = torch.arange(self.path_length, device=device)
             self.root_id = torch.zeros(1, 1, dtype=torch.int64, device=device)
-            self.state = torch.empty(0, device=device)  # of the drafter's own shape, from the first request on
+            self.state = torch.zeros(1, 1, drafter.state_size, dtype=drafter.dtype, device=device)
             self.length, self.num_generated = torch.zeros(2, 1, dtype=torch.int64, device=device)
             self.uniforms = torch.zeros(target.context_window + self.path_length, dtype=torch.float64, device=device)
             is_penalized = sampling.repetition_penalty != 1.0
@@ -54,11 +55,8 @@ class DecodingStep:
 
     def begin(self, root_id: Tensor, state: Tensor, uniforms: Tensor, seen: Tensor | None) -> None:
         """Take over a request after its prompt: root_id int64 [1, 1] is the token that the prompt pass yielded, state
-        [1, 1, S] the drafter's after it, uniforms float64 [n] and seen bool [1, V] as in `SpeculativeLoop`."""
+        [1, 1, D] the drafter's after it, uniforms float64 [n] and seen bool [1, V] as in `SpeculativeLoop`."""
         self.root_id.copy_(root_id)
-        if self.state.shape != state.shape:
-            with torch.inference_mode(False):
-                self.state = torch.empty_like(state)
         self.state.copy_(state)
         self.length.fill_(self.target.cache.length)
         self.num_generated.fill_(1)

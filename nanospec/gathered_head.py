@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from nanospec.ops.gathered_linear import gathered_linear, rows_linear
+from nanospec.ops.gathered_topk_logprob import MAX_BEST, gathered_topk_logprob
 from nanospec.records import DraftVocab
+
+MAX_KERNEL_IDS = 16384  # beyond, a dense product and a search by blocks
 
 
 class GatheredHead(nn.Module):
@@ -34,12 +37,28 @@ class GatheredHead(nn.Module):
 
         Raises ValueError where shapes do not fit, TypeError where the dtypes of hidden and head differ.
         """
+        head_pos = vocab.draft_ids if vocab.head_pos is None else vocab.head_pos
         if vocab.rows is None:
             count = None if vocab.all_active else vocab.count
-            return gathered_linear(hidden, self.weight, vocab.draft_ids, self.bias, count)
+            return gathered_linear(hidden, self.weight, head_pos, self.bias, count)
         _check_rows(hidden, vocab)
-        logits = rows_linear(hidden, vocab.rows, None if self.bias is None else self.bias[vocab.draft_ids])
+        logits = rows_linear(hidden, vocab.rows, None if self.bias is None else self.bias[head_pos])
         return logits if vocab.all_active else _mask_unused(logits, vocab.count)
+
+    def best(self, hidden: Tensor, vocab: DraftVocab, k: int) -> tuple[Tensor, Tensor]:
+        """The k best ids after every token, int64 [B, n, k], and their log-probabilities over the draft vocabulary.
+
+        Where the vocabulary has `head_pos`, positions in the head in place of ids. As `gathered_topk_logprob`, which on
+        CUDA is two kernels that write no logits. Raises as it does.
+        """
+        count = None if vocab.all_active else vocab.count
+        head_pos = vocab.draft_ids if vocab.head_pos is None else vocab.head_pos
+        return gathered_topk_logprob(hidden, self.weight, head_pos, k, self.bias, count, vocab.rows)
+
+    def has_kernel(self, vocab: DraftVocab, k: int) -> bool:
+        """Whether `best` is the fast way: on CUDA, over a vocabulary that is narrow against the whole."""
+        weight, num_ids = self.weight, vocab.draft_ids.shape[1]
+        return weight.is_cuda and weight.dtype != torch.float64 and num_ids <= MAX_KERNEL_IDS and k <= MAX_BEST
 
 
 def _check_rows(hidden: Tensor, vocab: DraftVocab) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nanospec.compiled_drafter import CompiledTreeDrafter
-from nanospec.drafters.drafter import Drafter, GrowsTree
+from nanospec.drafters.drafter import Drafter
 from nanospec.records import DraftVocab
 from nanospec.stats import GenerationStats
-from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_drafter import TreeGrower
 from nanospec.tree_shape import TreeShape
 
 
@@ -31,9 +31,9 @@ class _HeadlessDrafter:
         return self._logits[:, : states.shape[1]]
 
 
-def headless_tree_drafter(drafter: Drafter, shape: TreeShape, device: torch.device) -> TreeDrafter:
-    """Grows the trees of `shape` with the head deleted."""
-    return TreeDrafter(_HeadlessDrafter(drafter, shape.branching, device), shape)
+def headless_drafter(drafter: Drafter, shape: TreeShape, device: torch.device) -> Drafter:
+    """The drafter without its head, for trees of `shape`."""
+    return _HeadlessDrafter(drafter, shape.branching, device)
 
 
 class HeadlessProbe:
@@ -42,7 +42,7 @@ class HeadlessProbe:
     A step's draft time also holds the drafter's pass over the accepted tokens: `timed` counts that in.
     """
 
-    def __init__(self, tree_drafter: GrowsTree, stats: GenerationStats, device: torch.device) -> None:
+    def __init__(self, tree_drafter: TreeGrower, stats: GenerationStats, device: torch.device) -> None:
         self.stats, self.device, self.tree_drafter = stats, device, tree_drafter
         self._is_warm = not isinstance(tree_drafter, CompiledTreeDrafter)
         width = tree_drafter.shape.branching

@@ -16,6 +16,8 @@ class DraftVocab(NamedTuple):
 
     all_active: the caller knows on the host that no column is unused; nothing is masked then.
 
+    head_pos int64 [B, K]|None  row of the drafter's head that scores each id; None: the ids themselves
+
     A leading dimension of 1 in `draft_ids` and `rows` means the same ids for every sequence.
     """
 
@@ -23,6 +25,7 @@ class DraftVocab(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which no record needs
     rows: Tensor | None
     all_active: bool = False
+    head_pos: Tensor | None = None
 
 
 class DraftTree(NamedTuple):

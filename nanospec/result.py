@@ -38,6 +38,11 @@ class GenerationResult:
     stats: GenerationStats
     candidates: list[Candidates] | None = None
 
+    @property
+    def lossless(self) -> bool:
+        """Whether the tokens are the target's own; False with typical acceptance."""
+        return self.stats.lossless
+
 
 class OutputCutter:
     """Turns the token ids of whole steps into pieces that end exactly where the request ends."""

@@ -14,6 +14,7 @@ from torch import Tensor
 # Top-p on a CPU looks at so many candidates before it sorts the whole vocabulary (131,072 ids: 0.7, 2 and 8.5 ms).
 TOP_P_CANDIDATES = (1024, 16384)
 HOST_DEVICE = "cpu"
+ACCEPTANCES = ("exact", "typical")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class SamplingParams:
     min_p               keep ids at least min_p times as probable as the most probable one; 0: all
     repetition_penalty  > 1 makes ids that already occurred less likely; 1: off
     seed                of the uniform numbers; None: fresh entropy
+    acceptance          "exact": the output is the target's own. "typical": LOSSY, drafted tokens are kept that are
+                        likely enough for the target (see `typical_acceptance`); at a temperature above 0 only
+    posterior_threshold, posterior_alpha   epsilon and delta of the typical rule: smaller ones keep more
 
     Raises TypeError for a wrong type, ValueError for a value out of range.
     """
@@ -36,9 +40,14 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    acceptance: str = "exact"
+    posterior_threshold: float = 0.09
+    posterior_alpha: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in (
+            "temperature", "top_p", "min_p", "repetition_penalty", "posterior_threshold", "posterior_alpha",
+        ):  # fmt: skip
             _require_number(name, getattr(self, name))
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
@@ -55,10 +64,28 @@ class SamplingParams:
             _require_int("seed", self.seed)
             if not -(2**63) <= self.seed < 2**64:
                 raise ValueError(f"seed must fit in 64 bits, got {self.seed}")
+        self._check_acceptance()
+
+    def _check_acceptance(self) -> None:
+        if self.acceptance not in ACCEPTANCES:
+            raise ValueError(f"acceptance must be one of {', '.join(ACCEPTANCES)}, got {self.acceptance!r}")
+        if not self.is_lossless and self.is_greedy:
+            raise ValueError(
+                f"temperature must be above 0 with acceptance {self.acceptance!r}, got {self.temperature}: "
+                "at 0 the target leaves one token, and there is nothing to accept beside it"
+            )
+        for name in ("posterior_threshold", "posterior_alpha"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the output is the target's own, whatever is drafted."""
+        return self.acceptance == "exact"
 
     @property
     def needs_full_logits(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanospec.decoding_step import DecodingStep
-from nanospec.drafters.drafter import GrowsTree, TakesFirstToken
+from nanospec.drafters.drafter import TakesFirstToken
 from nanospec.headless import HeadlessProbe
 from nanospec.records import DraftTree, Verdict
 from nanospec.request import Request
@@ -18,7 +18,7 @@ from nanospec.step_graphs import FixedSteps, bucketed_width
 from nanospec.step_outcome import StepOutcome, by_likelihood, pack_outcome, tokens_after_path
 from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
-from nanospec.tree_drafter import cache_rows_needed
+from nanospec.tree_drafter import TreeGrower, cache_rows_needed
 from nanospec.verifier import verify
 from nanospec.vocab_selector import VocabSelector
 
@@ -34,7 +34,7 @@ class SpeculativeLoop:
     def __init__(
         self,
         target: Target,
-        tree_drafter: GrowsTree,
+        tree_drafter: TreeGrower,
         vocab: VocabSelector,
         num_top: int,
         request: Request,

@@ -21,6 +21,10 @@ class GenerationStats:
     seconds: prefill (prompt pass, its target top-k, the drafter's pass over the prompt), draft (drafter passes, head,
     tree), verify (target pass over the tree, its top-k, the acceptance), vocabulary (tracker update, row copies),
     other (readback, cache compaction, book-keeping); step (all of these at once, where a step is one CUDA graph).
+
+    unsayable_ids: of the observed_ids that were offered to the draft vocabulary (repeated ones each time), those that a
+    draft with a vocabulary of its own cannot say; both 0 for a draft that scores all ids.
+    lossless: False if drafted tokens were kept that the target need not have said.
     """
 
     vocab: str
@@ -33,7 +37,10 @@ class GenerationStats:
     steps: int = 0
     step_tokens: int = 0
     active_rows: int = 0
+    observed_ids: int = 0
+    unsayable_ids: int = 0
     headless_draft_seconds: float = 0.0
+    lossless: bool = True
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property

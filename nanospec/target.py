@@ -1,8 +1,8 @@
-"""The model whose output is wanted: any Hugging Face causal language model with full attention, run over trees."""
+"""The model whose output is wanted: a Hugging Face causal language model, run over trees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,16 +13,14 @@ from nanospec.graph_compiler import compile_apart, mark_growing
 from nanospec.kv_cache import CachePlace, CacheRows, KVCache, as_transformers_cache
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree
-from nanospec.tree_layout import additive_mask
+from nanospec.target_families import layer_masks, logit_soft_cap, refuse_unsupported, switching_position
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-TREE_ATTENTION = ("sdpa", "eager")
 PREFILL_CHUNK = 512  # positions per pass of the body: bounds the mask at [512, P]
 HEAD_CHUNK = 64  # positions per pass of the head: bounds the logits at [64, V]
 
 
 class Prefill(NamedTuple):
-    """features [1, P, D] of every prompt position; top_ids int64 [P, k]; last_logits [1, V] after the last position."""
+    """features [1, P, F] of every prompt position; top_ids int64 [P, k]; last_logits [1, V] after the last position."""
 
     features: Tensor
     top_ids: Tensor
@@ -30,7 +28,7 @@ class Prefill(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """At every node: logits [B, T, V], features [B, T, D], the best ids int64 [B, T, k] and their logits [B, T, k].
+    """At every node: logits [B, T, V], features [B, T, F], the best ids int64 [B, T, k] and their logits [B, T, k].
 
     Column 0 of the best ids is the argmax, ties to the smallest id.
     """
@@ -47,19 +45,31 @@ class Target(nn.Module):
     compiled_by: the torch.compile backend ("inductor", "aot_eager", "eager") of tree verification and plain decoding,
     one graph for all trees and context lengths; prefill stays eager. Targets over one model do not disturb each other.
 
-    Raises NotImplementedError, by name, for architectures, windows and attention kernels that are wrong with trees.
+    feature_layers: None for the last hidden state after its norm (F = D); else the layers whose inputs, un-normed and
+    side by side, are the features (F = D times their number). The input of layer i is the output of layer i - 1.
+
+    Raises ValueError for feature layers that repeat or that the model lacks; NotImplementedError, by name, for
+    architectures, layers and attention kernels that are wrong with trees.
     """
 
-    def __init__(self, model: PreTrainedModel, compiled_by: str | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, compiled_by: str | None = None, feature_layers: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
-        refuse_unsupported(model)
+        refuse_unsupported(model, compiled_by)
         self.model, self.compiled_by = model.eval(), compiled_by
+        self.feature_layers = None if feature_layers is None else tuple(feature_layers)
+        if self.feature_layers is not None:
+            check_feature_layers(self.feature_layers, self.config.num_hidden_layers)
+        self.logit_soft_cap = logit_soft_cap(model)
+        self._masks, self._switching_position = layer_masks(model), switching_position(model)
         self._cache: KVCache | None = None
         self._compiled_passes: dict[int, Callable[..., Verification]] = {}
 
     @property
     def config(self):
-        return self.model.config
+        """Of the text model, where the model has others too."""
+        return self.model.config.get_text_config()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,7 +98,9 @@ class Target(nn.Module):
 
     @property
     def context_window(self) -> int:
-        return self.config.max_position_embeddings
+        """Tokens that a request may span. With longrope: up to where the model would rotate all of them otherwise."""
+        window = self.config.max_position_embeddings
+        return window if self._switching_position is None else min(window, self._switching_position)
 
     @property
     def cache(self) -> KVCache:
@@ -118,30 +130,39 @@ class Target(nn.Module):
         """Run the prompt, int64 [1, P]; top_ids holds the `num_top` best ids after every position.
 
         Logits [P, V] never exist: the head runs over 64 positions at a time, and only if num_top > 0.
+        Raises ValueError for a prompt that reaches behind the switch of longrope.
         """
-        all_features = self.read(input_ids)
+        self._refuse_behind_switch(self.cache.length + input_ids.shape[1])
+        hidden, features = self._read(input_ids)
         top_ids = input_ids.new_empty(0, num_top)
         if num_top:
-            parts = all_features[0].split(HEAD_CHUNK)
+            parts = hidden[0].split(HEAD_CHUNK)
             top_ids = torch.cat([blocked_topk(self.head(part), num_top)[1] for part in parts])
-        return Prefill(all_features, top_ids, self.head(all_features[:, -1]))
+        return Prefill(features, top_ids, self.head(hidden[:, -1]))
 
     @torch.no_grad()
     def read(self, token_ids: Tensor) -> Tensor:
-        """Take in int64 [1, n] behind the certain tokens and make them certain; features [1, n, D]. No head runs."""
-        features = []
-        for chunk in token_ids.split(PREFILL_CHUNK, dim=1):
-            start, length = self.cache.length, chunk.shape[1]
-            positions = torch.arange(start, start + length, device=chunk.device)
-            visible = torch.arange(start + length, device=chunk.device) <= positions[:, None]
-            features.append(self.features(chunk, positions[None], visible[None], self.cache.rows(length)))
-            self.cache.commit(length)
-        return torch.cat(features, 1)
+        """Take in int64 [1, n] behind the certain tokens and make them certain; last hidden states [1, n, D]. No head
+        runs."""
+        return self._read(token_ids)[0]
 
     @torch.no_grad()
-    def features(self, token_ids: Tensor, positions: Tensor, visible: Tensor, rows: CacheRows) -> Tensor:
-        """[B, n, D] of token_ids at `positions`, int64 [B, n] each, that see `visible` bool [B, n, rows.end]; eager."""
-        return self._run_body(token_ids, positions, additive_mask(visible, self.dtype)[:, None], rows)
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        length: Tensor | int,
+        depth: Tensor,
+        visible: Tensor,
+        rows: CacheRows,
+        row_depth: Tensor,
+    ) -> Tensor:
+        """Last hidden states [B, n, D] of a pass that leaves its rows uncertain, without a head and never compiled.
+
+        token_ids, depth int64 [B, n]: tokens at positions length + depth; visible bool [B, n, rows.end]: what they see;
+        row_depth int64 [B, m]: depths of the m rows behind the certain ones, these tokens last.
+        """
+        masks = self._masks.build(visible, length, depth, self.dtype, row_depth)
+        return self._run_body(token_ids, self._positions(length, depth), masks, rows)[0]
 
     @torch.no_grad()
     def judge(self, tree: DraftTree, num_top: int = 1, place: CachePlace | None = None) -> Verification:
@@ -152,46 +173,83 @@ class Target(nn.Module):
         token_ids, nodes = tree.token_ids.clamp(min=0), tree.ancestor_mask
         if place is not None:
             rows = place.rows(self.cache.buffer, token_ids.shape[1])
-            return self._run(token_ids, place.length + tree.depth, place.visible(nodes), rows, num_top)
+            return self._run(token_ids, place.length, tree.depth, place.visible(nodes), rows, num_top)
         length = self.cache.length
         visible = torch.cat((nodes.new_ones(*nodes.shape[:2], length), nodes), -1)
-        return self._run(token_ids, length + tree.depth, visible, self.cache.rows(token_ids.shape[1]), num_top)
+        return self._run(token_ids, length, tree.depth, visible, self.cache.rows(token_ids.shape[1]), num_top)
 
     @torch.no_grad()
     def decode(self, token_id: Tensor) -> Tensor:
         """Plain decoding of one token, int64 [1, 1] -> logits [1, V]."""
         cache = self.cache
-        position = torch.full_like(token_id, cache.length)
+        self._refuse_behind_switch(cache.length + 1)
         visible = torch.ones(1, 1, cache.length + 1, dtype=torch.bool, device=token_id.device)
-        logits = self._run(token_id, position, visible, cache.rows(1), num_top=0).logits
+        depth = torch.zeros_like(token_id)
+        logits = self._run(token_id, cache.length, depth, visible, cache.rows(1), num_top=0).logits
         cache.commit(1)
         return logits[:, 0]
 
-    def head(self, features: Tensor) -> Tensor:
-        """features [.., D] -> logits [.., V]"""
-        return self.model.get_output_embeddings()(features)
+    def head(self, hidden: Tensor) -> Tensor:
+        """Last hidden states after their norm [.., D] -> logits [.., V], capped where the model's own forward does."""
+        logits, cap = self.model.get_output_embeddings()(hidden), self.logit_soft_cap
+        return logits if cap is None else (logits / cap).tanh() * cap
+
+    def _read(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states [1, n, D] and features [1, n, F] of tokens that become certain."""
+        last_states, features = [], []
+        for chunk in token_ids.split(PREFILL_CHUNK, dim=1):
+            start, length = self.cache.length, chunk.shape[1]
+            depth = torch.arange(length, device=chunk.device)[None]
+            visible = torch.arange(start + length, device=chunk.device) <= start + depth[:, :, None]
+            masks = self._masks.build(visible, start, depth, self.dtype)
+            last_state, feature = self._run_body(chunk, self._positions(start, depth), masks, self.cache.rows(length))
+            last_states.append(last_state)
+            features.append(feature)
+            self.cache.commit(length)
+        hidden = torch.cat(last_states, 1)
+        return hidden, hidden if self.feature_layers is None else torch.cat(features, 1)
+
+    def _refuse_behind_switch(self, num_tokens: int) -> None:
+        if self._switching_position is not None and num_tokens > self.context_window:
+            raise ValueError(
+                f"target context must be at most {self.context_window} tokens, where longrope switches, "
+                f"got {num_tokens}"
+            )
+
+    def _positions(self, length: Tensor | int, depth: Tensor) -> Tensor:
+        """Positions of tokens `depth` behind `length`. With longrope those behind the context window, which enter no
+        output, share its last one: further on they would make the model rotate the whole pass otherwise."""
+        positions = length + depth
+        return positions if self._switching_position is None else positions.clamp(max=self.context_window - 1)
 
     def _run(
-        self, token_ids: Tensor, positions: Tensor, visible: Tensor, rows: CacheRows, num_top: int
+        self,
+        token_ids: Tensor,
+        length: Tensor | int,
+        depth: Tensor,
+        visible: Tensor,
+        rows: CacheRows,
+        num_top: int,
     ) -> Verification:
-        """One pass over tokens that see `visible` bool [B, n, rows.end], by the compiled graph where there is one."""
-        mask = additive_mask(visible, self.dtype)[:, None]
-        buffer, row_ids = rows.buffer, rows.row_ids
+        """One pass over tokens `depth` behind `length` certain ones that see `visible` bool [B, n, rows.end], by the
+        compiled graph where there is one."""
+        positions, buffer, row_ids = self._positions(length, depth), rows.buffer, rows.row_ids
+        masks = self._masks.build(visible, length, depth, self.dtype)
         if self.compiled_by is None:
-            return self._pass(token_ids, positions, mask, buffer, row_ids, num_top)
+            return self._pass(token_ids, positions, buffer, row_ids, masks, num_top)
         if num_top not in self._compiled_passes:
             self._compiled_passes[num_top] = self._compile_pass(num_top)
         if token_ids.shape[1] > 1:
-            token_ids, positions, mask = mark_growing(token_ids, 1), mark_growing(positions, 1), mark_growing(mask, 2)
-            row_ids = mark_growing(row_ids, 0)
-        inputs = token_ids, positions, mark_growing(mask, 3), mark_growing(buffer, 4), row_ids
-        return self._compiled_passes[num_top](*inputs)
+            token_ids, positions = mark_growing(token_ids, 1), mark_growing(positions, 1)
+            row_ids, masks = mark_growing(row_ids, 0), tuple(mark_growing(mask, 2) for mask in masks)
+        masks = tuple(mark_growing(mask, 3) for mask in masks)
+        return self._compiled_passes[num_top](token_ids, positions, mark_growing(buffer, 4), row_ids, *masks)
 
     def _compile_pass(self, num_top: int) -> Callable[..., Verification]:
         def target_pass(
-            token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor, row_ids: Tensor
+            token_ids: Tensor, positions: Tensor, buffer: Tensor, row_ids: Tensor, *masks: Tensor
         ) -> Verification:
-            return self._pass(token_ids, positions, mask, buffer, row_ids, num_top)
+            return self._pass(token_ids, positions, buffer, row_ids, masks, num_top)
 
         assert self.compiled_by is not None, "only called to compile"
         # Rounded wherever eager code rounds: the tokens of bfloat16 stay those of the eager target.
@@ -199,48 +257,48 @@ class Target(nn.Module):
         return compile_apart(target_pass, self.compiled_by, options)
 
     def _pass(
-        self, token_ids: Tensor, positions: Tensor, mask: Tensor, buffer: Tensor, row_ids: Tensor, num_top: int
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        buffer: Tensor,
+        row_ids: Tensor,
+        masks: tuple[Tensor, ...],
+        num_top: int,
     ) -> Verification:
-        """token_ids, positions int64 [B, n], mask [B, 1, n, end], row_ids int64 [n]: rows of the buffer to write."""
-        features = self._run_body(token_ids, positions, mask, CacheRows(buffer, row_ids, mask.shape[3]))
-        logits = self.head(features)
+        """token_ids, positions int64 [B, n], row_ids int64 [n]: rows of the buffer to write, masks [B, 1, n, end]."""
+        rows = CacheRows(buffer, row_ids, masks[0].shape[3])
+        hidden, features = self._run_body(token_ids, positions, masks, rows)
+        logits = self.head(hidden)
         shape = (*token_ids.shape, num_top)
         if num_top == 0:
             return Verification(logits, features, token_ids.new_empty(shape), logits.new_empty(shape))
         values, ids = blocked_topk(logits.flatten(0, 1), num_top)
         return Verification(logits, features, ids.view(shape), values.view(shape))
 
-    def _run_body(self, token_ids: Tensor, positions: Tensor, mask: Tensor, rows: CacheRows) -> Tensor:
-        output = self.model.base_model(
+    def _run_body(
+        self, token_ids: Tensor, positions: Tensor, masks: tuple[Tensor, ...], rows: CacheRows
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden state after its norm [B, n, D], features [B, n, F]."""
+        layers = self.feature_layers
+        output = self.model.get_decoder()(
             input_ids=token_ids,
-            attention_mask=mask,
+            attention_mask=self._masks.as_argument(masks),
             position_ids=positions,
             past_key_values=as_transformers_cache(rows),
             use_cache=True,
+            output_hidden_states=None if layers is None else list(layers),
         )
-        return output.last_hidden_state
+        if layers is None:
+            return output.last_hidden_state, output.last_hidden_state
+        return output.last_hidden_state, torch.cat([output.hidden_states[layer] for layer in layers], -1)
 
 
-def refuse_model_type(model_type: str | None, argument: str = "target") -> None:
-    """Raises NotImplementedError for an architecture that is not known to work with trees, listing those that are."""
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise NotImplementedError(
-            f"{argument} model_type must be one of {', '.join(SUPPORTED_MODEL_TYPES)}, got {model_type!r}"
+def check_feature_layers(feature_layers: tuple[int, ...], num_layers: int) -> None:
+    """Raises ValueError unless they are distinct layers of a model of `num_layers`, TypeError for no whole numbers."""
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in feature_layers):
+        raise TypeError(f"feature_layers must be whole numbers, got {feature_layers}")
+    distinct = len(set(feature_layers)) == len(feature_layers) > 0
+    if not distinct or not all(0 <= layer < num_layers for layer in feature_layers):
+        raise ValueError(
+            f"feature_layers must be distinct layers between 0 and {num_layers - 1} of the target, got {feature_layers}"
         )
-
-
-def refuse_unsupported(model: PreTrainedModel) -> None:
-    """Raises NotImplementedError for what would decode wrongly, naming the setting, its value and the choices."""
-    config = model.config
-    refuse_model_type(config.model_type)
-    attention = config._attn_implementation
-    if attention not in TREE_ATTENTION:
-        raise NotImplementedError(
-            f"target attn_implementation must be one of {', '.join(TREE_ATTENTION)}, got {attention!r}: "
-            "other kernels ignore or break tree masks"
-        )
-    layer_types = getattr(config, "layer_types", None) or ["full_attention"]
-    window = getattr(config, "sliding_window", None)
-    windowed = config.model_type == "mistral" and window is not None
-    if windowed or any(kind != "full_attention" for kind in layer_types):
-        raise NotImplementedError(f"target must use full attention in every layer, got sliding_window={window!r}")

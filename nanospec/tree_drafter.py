@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
+from nanospec.drafters.eagle import EagleDrafter
 from nanospec.kv_cache import CachePlace
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree, DraftVocab
@@ -32,6 +33,22 @@ Advance = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 Children = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+class TreeGrower(Protocol):
+    """Whatever grows the trees of a decoding loop: `TreeDrafter`, or one that does it in another way."""
+
+    @property
+    def drafter(self) -> Drafter: ...
+
+    @property
+    def shape(self) -> TreeShape: ...
+
+    def draft(
+        self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab, place: CachePlace | None = None
+    ) -> DraftTree:
+        """As `TreeDrafter.draft`."""
+        ...
+
+
 class TreeDrafter:
     """Grows trees of one shape with any drafter."""
 
@@ -45,18 +62,31 @@ class TreeDrafter:
 
         place: where in the drafter's cache, if only the device knows, for a `FixedShapeDrafter`; None: where it counts.
         """
-        advance = self.drafter.advance if place is None else self._advance_at(place)
-        return grow_tree(self.shape, root_id, root_state, advance, lambda states: self._children(states, vocab))
+        drafter, width = self.drafter, self.shape.branching
+        return grow_tree(
+            self.shape,
+            root_id,
+            root_state,
+            advance_of(drafter, place),
+            lambda states: children_of(drafter, states, vocab, width),
+        )
 
-    def _advance_at(self, place: CachePlace) -> Advance:
-        drafter = self.drafter
-        assert isinstance(drafter, FixedShapeDrafter), "the caller checks"
-        return partial(drafter.advance_at, place=place, memory=drafter.memory())
 
-    def _children(self, states: Tensor, vocab: DraftVocab) -> tuple[Tensor, Tensor]:
-        draft_pos, score = best_children(self.drafter.logits(states, vocab), self.shape.branching)
-        ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
-        return ids, score
+def advance_of(drafter: Drafter, place: CachePlace | None) -> Advance:
+    """`Drafter.advance`, or `advance_at` that place."""
+    if place is None:
+        return drafter.advance
+    assert isinstance(drafter, FixedShapeDrafter), "the caller checks"
+    return partial(drafter.advance_at, place=place, memory=drafter.memory())
+
+
+def children_of(drafter: Drafter, states: Tensor, vocab: DraftVocab, branching: int) -> tuple[Tensor, Tensor]:
+    """states [B, n, D] -> the `branching` best ids after each and their log-probabilities, [B, n, branching]."""
+    if isinstance(drafter, EagleDrafter) and drafter.head.has_kernel(vocab, branching):
+        return drafter.best(states, vocab, branching)
+    draft_pos, score = best_children(drafter.logits(states, vocab), branching)
+    ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
+    return ids, score
 
 
 def cache_rows_needed(shape: TreeShape) -> int:

@@ -35,12 +35,14 @@ class TreeShape(NamedTuple):
         return self
 
 
-def default_tree_shape(device: torch.device, num_rows: int) -> TreeShape:
+def default_tree_shape(device: torch.device, num_rows: int, max_depth: int | None = None) -> TreeShape:
     """EAGLE-2's tree on an accelerator; fewer nodes on a CPU, where every verified node costs time.
 
-    Narrower where the draft vocabulary has fewer rows (`num_rows`) than a node has children.
+    Narrower where the draft vocabulary has fewer rows (`num_rows`) than a node has children, shallower for a drafter
+    that drafts at most `max_depth` levels.
     """
     depth, branching, num_nodes = (5, 8, 32) if device.type == "cpu" else (6, 10, 60)
+    depth = depth if max_depth is None else min(depth, max_depth)
     shape = TreeShape(depth, min(branching, num_rows), num_nodes)
     return shape._replace(num_nodes=min(num_nodes, 1 + shape.num_candidates))
 

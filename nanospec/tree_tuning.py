@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nanospec.drafters.drafter import deepest_tree
 from nanospec.records import DraftTree, Verdict
 from nanospec.tree_layout import ancestor_mask, node_depth
 from nanospec.tree_shape import TreeShape
@@ -68,15 +69,17 @@ def tune_tree_shape(decoder: SpeculativeDecoder) -> TreeShape:
     """The TreeShape with the largest expected tokens per second for this decoder's modules, vocabulary and device."""
     widest = decoder.vocab.select(None).draft_ids.shape[-1]
     best, best_rate = decoder.tree, 0.0
+    most_levels = min(PROBE_DEPTH, deepest_tree(decoder.drafter) or PROBE_DEPTH)
     for branching in sorted({*BRANCHINGS, best.branching}):
         if branching > widest:
             continue
-        probe = TreeShape(PROBE_DEPTH, branching, 2)
+        probe = TreeShape(most_levels, branching, 2)
         probe = probe._replace(num_nodes=min(max(NODE_COUNTS), 1 + probe.num_candidates))
         recorder, level_seconds, other_seconds = _record(decoder, probe)
-        verify_seconds = {count: _verify_seconds(decoder, count) for count in NODE_COUNTS}
-        for depth in range(1, PROBE_DEPTH + 1):
-            for num_nodes in NODE_COUNTS:
+        counts = [count for count in NODE_COUNTS if count <= probe.num_nodes]
+        verify_seconds = {count: _verify_seconds(decoder, count) for count in counts}
+        for depth in range(1, most_levels + 1):
+            for num_nodes in counts:
                 if num_nodes > 1 + TreeShape(depth, branching, 2).num_candidates:
                     continue
                 seconds = (depth + 1) * level_seconds + verify_seconds[num_nodes] + other_seconds

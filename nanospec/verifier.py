@@ -7,6 +7,7 @@ from torch import Tensor
 from nanospec.acceptance import accept_greedy, accept_sampled
 from nanospec.records import DraftTree, Verdict
 from nanospec.sampling import SamplingParams
+from nanospec.typical_acceptance import accept_typical
 
 
 def verify(
@@ -20,6 +21,8 @@ def verify(
     max_depth: int,
 ) -> Verdict:
     """What the target makes of `tree`; its output is the target's own, whatever was drafted (see `acceptance`).
+
+    Only acceptance="typical" in params is lossy (see `typical_acceptance`).
 
     best_id int64 [B, T]    the target's argmax at every node; read when params need no full logits
     logits [B, T, V]        the target's logits at every node; read when params.needs_full_logits
@@ -38,6 +41,9 @@ def verify(
     logits = _require("logits", logits, (batch, num_nodes, None))
     u = None if params.is_greedy else _require("u", u, (batch, max_depth + 1))
     seen = None if params.repetition_penalty == 1 else _require("seen", seen, (batch, logits.shape[2]))
+    if not params.is_lossless:
+        assert u is not None, "SamplingParams demands a temperature"
+        return accept_typical(tree, logits, params, u, seen, max_depth)
     return accept_sampled(tree, logits, params, u, seen, max_depth)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,10 +10,9 @@ from torch import Tensor
 from nanospec.records import DraftVocab
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
+from nanospec.vocab.reduced import ReducedVocab, head_positions
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.static_list import read_static_list
-
-log = logging.getLogger(__name__)
 
 CHOICES = "'full', 'in-context', 'static:N' (the N most frequent ids) or 'static:FILE'"
 
@@ -47,15 +45,12 @@ def build_vocab_selector(
     capacity: int = 3072,
     packed: bool | None = None,
     frequent_ids: Tensor | None = None,
-    vocab_size: int | None = None,
 ) -> VocabSelector:
     """The policy that `spec` names, over `head_weight` [V, D]; a policy that is already built is returned as it is.
 
     capacity      most ids of an in-context vocabulary, at most V
     packed        keep its rows contiguous; None: on a CPU
     frequent_ids  [M], most frequent first, the list behind 'static:N'
-    vocab_size    ids that a list may name, where the head scores fewer of them: the others are left out, and how many
-                  is logged; None: V
 
     Raises ValueError for an unknown name, or 'static:N' without a list of at least N ids; TypeError for a spec that is
     neither; what `read_static_list` raises for 'static:FILE'.
@@ -71,11 +66,40 @@ def build_vocab_selector(
         on_cpu = head_weight.device.type == "cpu"
         return InContextVocab(head_weight, capacity, packed=on_cpu if packed is None else packed)
     if policy == "static" and argument:
-        num_rows = head_weight.shape[0]
-        num_ids = num_rows if vocab_size is None else vocab_size
-        ids = _static_ids(argument, num_ids, frequent_ids)
-        return StaticVocab(head_weight, _without_unscored(ids, num_rows, num_ids, spec))
+        return StaticVocab(head_weight, _static_ids(argument, head_weight.shape[0], frequent_ids))
     raise ValueError(f"vocab must be {CHOICES}, got {spec!r}")
+
+
+def build_reduced_vocab(
+    spec: str | VocabSelector,
+    head_weight: Tensor,
+    target_ids: Tensor,
+    vocab_size: int,
+    capacity: int = 3072,
+    frequent_ids: Tensor | None = None,
+) -> ReducedVocab:
+    """The policy that `spec` names for a draft whose head_weight [D, H] scores `target_ids` [D] of `vocab_size` ids.
+
+    Lists of ids are lists of the target's; those that the draft cannot say are left out and counted. Raises as
+    `build_vocab_selector`, and ValueError for a list of which nothing remains or a policy over the target's head.
+    """
+    if isinstance(spec, ReducedVocab):
+        return spec
+    if not isinstance(spec, str):
+        raise ValueError(
+            f"vocab must be {CHOICES}, or a ReducedVocab, for a draft that scores {target_ids.shape[0]} of "
+            f"{vocab_size} ids, got {type(spec).__name__}"
+        )
+    policy, _, argument = spec.partition(":")
+    if policy != "static" or not argument:
+        return ReducedVocab(build_vocab_selector(spec, head_weight, capacity), target_ids, vocab_size)
+    ids = _static_ids(argument, vocab_size, frequent_ids).to(target_ids.device)
+    positions = head_positions(target_ids, vocab_size)[ids]
+    kept = positions[positions >= 0]
+    if kept.numel() == 0:
+        raise ValueError(f"vocab {spec!r} must hold ids that the draft can say, got {ids.shape[0]} others")
+    listed = (ids.shape[0], ids.shape[0] - kept.shape[0])
+    return ReducedVocab(StaticVocab(head_weight, kept), target_ids, vocab_size, listed)
 
 
 def _static_ids(argument: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:
@@ -91,14 +115,3 @@ def _static_ids(argument: str, vocab_size: int, frequent_ids: Tensor | None) -> 
     if frequent_ids.shape[0] < num_ids:
         raise ValueError(f"vocab 'static:{num_ids}' needs as many frequent ids, the list has {frequent_ids.shape[0]}")
     return frequent_ids[:num_ids]
-
-
-def _without_unscored(ids: Tensor, num_rows: int, vocab_size: int, spec: str) -> Tensor:
-    """The ids [N] of a list less those that are ids of the target, but have no row in the head."""
-    has_no_row = (ids >= num_rows) & (ids < vocab_size)
-    num_left_out = int(has_no_row.sum())
-    if num_left_out == ids.shape[0]:
-        raise ValueError(f"vocab {spec!r} must hold an id below {num_rows}, the rows of the draft's head, got none")
-    if num_left_out:
-        log.info("vocab %r: %d ids that the draft does not score are left out", spec, num_left_out)
-    return ids[~has_no_row]

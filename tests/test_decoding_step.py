@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import nanospec.step_graphs as step_graphs
 from nanospec import SpeculativeDecoder, TreeShape
 from nanospec.decoding_step import DecodingStep
+from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace
 from nanospec.request import Request
 from nanospec.sampling import SamplingParams
@@ -207,3 +208,13 @@ def test_captured_steps_give_the_tokens_of_plain_ones(compile, sampling, monkeyp
                 torch.cuda.set_sync_debug_mode("default")
             assert ids[:60] == expected.token_ids
             assert stats.target_passes == expected.stats.target_passes
+
+
+def test_the_head_with_a_kernel_grows_the_same_trees(monkeypatch):
+    decoder = pair()
+    expected = decoder.generate([1, 2, 3], max_new_tokens=30)
+    monkeypatch.setattr(GatheredHead, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(GatheredHead, "forward", None)  # and with it no other head is called
+    result = decoder.generate([1, 2, 3], max_new_tokens=30)
+    assert result.token_ids == expected.token_ids
+    assert result.stats.mean_accept_length == expected.stats.mean_accept_length

@@ -90,3 +90,22 @@ def test_what_does_not_fit_is_refused() -> None:
         head(hidden.double(), DraftVocab(ids, count, torch.zeros(1, 5, 4)))
     with pytest.raises(ValueError, match=r"x must be \[B, n, D\]"):
         head(hidden[0], DraftVocab(ids, count, None))
+
+
+@given(st.integers(1, 9), st.integers(0, 9), st.booleans(), st.booleans(), st.integers(0, 2**16))
+def test_best_are_the_first_of_the_sorted_log_softmax(capacity, num_active, is_packed, has_bias, seed):
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(19, 5, generator=draw, dtype=torch.float64)
+    head = GatheredHead(weight, torch.randn(19, generator=draw, dtype=torch.float64) if has_bias else None)
+    ids = torch.randperm(19, generator=draw)[:capacity][None]
+    count = torch.tensor([min(num_active, capacity)], dtype=torch.int32)
+    vocab = DraftVocab(ids, count, weight[ids] if is_packed else None)
+    hidden = torch.randn(1, 3, 5, generator=draw, dtype=torch.float64)
+    num_best = min(4, capacity)
+
+    best_ids, log_prob = head.best(hidden, vocab, num_best)
+    expected = head(hidden, vocab).log_softmax(-1).sort(-1, descending=True)
+    is_active = expected.values[..., :num_best].isfinite()
+    assert torch.equal(log_prob.isfinite(), is_active)
+    torch.testing.assert_close(log_prob[is_active], expected.values[..., :num_best][is_active].float())
+    assert torch.equal(best_ids[is_active], ids[0][expected.indices[..., :num_best]][is_active])

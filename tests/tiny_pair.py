@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
+from nanospec.drafters.eagle3 import Eagle3Drafter, Eagle3Wiring, default_feature_layers
 from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target
 
 VOCAB_SIZE = 61
+FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+EAGLE3_LAYERS = 7  # the fewest of a target whose low, middle and high layers differ
 
 
 def randomize(module: nn.Module, seed: int, std: float = 0.25) -> None:
@@ -23,20 +26,27 @@ def randomize(module: nn.Module, seed: int, std: float = 0.25) -> None:
 
 
 def tiny_model(
-    seed: int, vocab_size: int = VOCAB_SIZE, dtype: torch.dtype = torch.float64, window: int = 128
+    seed: int,
+    vocab_size: int = VOCAB_SIZE,
+    dtype: torch.dtype = torch.float64,
+    window: int = 128,
+    num_layers: int = 2,
+    family: str = "llama",
 ) -> PreTrainedModel:
-    config = LlamaConfig(
+    config_class, model_class = FAMILIES[family]
+    config = config_class(
         vocab_size=vocab_size,
         hidden_size=24,
         intermediate_size=40,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=window,
         tie_word_embeddings=False,
         eos_token_id=None,
+        head_dim=6,
     )
-    model = LlamaForCausalLM(config).to(dtype)
+    model = model_class(config).to(dtype)
     randomize(model, seed, std=0.12)
     with torch.no_grad():  # the last token says most about the next one, so that a drafter can be right
         model.model.embed_tokens.weight.mul_(8)
@@ -59,4 +69,38 @@ def tiny_drafter(target: Target, seed: int, std: float = 0.25) -> EagleDrafter:
     randomize(drafter, seed, std)
     with torch.no_grad():
         drafter.fc.weight[:, :hidden] += torch.eye(hidden)
+    return drafter.requires_grad_(False)
+
+
+def tiny_eagle3_target(seed: int, family: str = "llama") -> Target:
+    return Target(tiny_model(seed, num_layers=EAGLE3_LAYERS, family=family))
+
+
+def tiny_eagle3_drafter(
+    target: Target, seed: int, num_rows: int = VOCAB_SIZE, std: float = 0.02, **wiring: bool
+) -> Eagle3Drafter:
+    """A drafter whose attention passes the embedding on, plus noise; its own head scores `num_rows` of the ids."""
+    hidden = target.head_weight.shape[1]
+    shape = EagleShape(
+        hidden, 40, 4, 4, hidden // 4, 1, 1e-6, "silu", fc_bias=False, qkv_bias=False, input_norm=True, two_inputs=True,
+        fc_inputs=3 * hidden,
+    )  # fmt: skip
+    layers = default_feature_layers(target.config.num_hidden_layers)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randperm(target.vocab_size, generator=generator)[:num_rows].sort().values
+    drafter = Eagle3Drafter(
+        shape,
+        Eagle3Wiring(layers, hidden, **wiring),
+        target.config,
+        target.embed_tokens,
+        num_rows,
+        ids if num_rows < target.vocab_size else None,
+    ).to(target.dtype)
+    randomize(drafter, seed, std)
+    layer = drafter.layers[0]
+    with torch.no_grad():
+        itself = torch.eye(hidden, dtype=target.dtype)
+        layer.qkv_proj.weight[:, :hidden] += torch.cat((3 * itself, 3 * itself, itself))
+        layer.o_proj.weight += 4 * itself
+        drafter.lm_head.weight.copy_(target.head_weight[ids])
     return drafter.requires_grad_(False)

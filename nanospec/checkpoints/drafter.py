@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from nanospec.checkpoints.causal_lm import load_causal_lm_drafter
 from nanospec.checkpoints.detect import Family, detect_family, normalise_names
-from nanospec.checkpoints.eagle import load_eagle_drafter
-from nanospec.checkpoints.files import read_tensors, resolve_checkpoint
-from nanospec.drafters.causal_lm import CausalLMDrafter
-from nanospec.drafters.eagle import EagleDrafter
+from nanospec.checkpoints.eagle import build_eagle_drafter
+from nanospec.checkpoints.eagle3 import build_eagle3_drafter
+from nanospec.checkpoints.files import read_config, read_tensors, resolve_checkpoint
+from nanospec.checkpoints.medusa import build_medusa_drafter
+from nanospec.drafters.drafter import Drafter
 from nanospec.target import Target
+
+LOADED = ", ".join(family.value for family in Family if family != Family.UNKNOWN)
 
 
 def load_drafter(
-    path: str | Path, target: Target, tokenizer: PreTrainedTokenizerBase | None = None
-) -> EagleDrafter | CausalLMDrafter:
+    path: str | Path,
+    target: Target,
+    feature_layers: Sequence[int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Drafter:
     """The draft in `path` (directory or hub id) on the target's device and in its dtype; its tensors say what it is.
 
+    feature_layers: for EAGLE-3, the layers of the target whose inputs it reads, where the config is wrong or silent.
     tokenizer: the target's, which a complete language model as draft must share.
 
-    Raises FileNotFoundError; ValueError naming what is missing, unused, non-finite or does not match the target.
+    Raises FileNotFoundError; ValueError naming the tensor or key that is missing, unused, non-finite or does not match
+    the target; NotImplementedError for a language model that could not be a target.
     """
     directory = resolve_checkpoint(path, "draft")
-    if detect_family(normalise_names(read_tensors(directory))) == Family.CAUSAL_LM:
+    tensors = normalise_names(read_tensors(directory))
+    family = detect_family(tensors)
+    if family == Family.EAGLE3:
+        return build_eagle3_drafter(directory, read_config(directory), tensors, target, feature_layers)
+    if feature_layers is not None:
+        raise ValueError(f"feature_layers must be None for a draft that is not EAGLE-3, got {feature_layers}")
+    if family == Family.EAGLE:
+        return build_eagle_drafter(directory, read_config(directory), tensors, target)
+    if family == Family.MEDUSA:
+        return build_medusa_drafter(directory, tensors, target)
+    if family == Family.CAUSAL_LM:
         return load_causal_lm_drafter(directory, target, tokenizer)
-    return load_eagle_drafter(directory, target)
+    raise ValueError(f"draft must be one of {LOADED}, got tensors {sorted(tensors)[:8]} in {directory}")

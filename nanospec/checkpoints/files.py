@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# In order of preference; the last two hold Medusa heads.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "medusa_lm_head.safetensors", "medusa_lm_head.pt")
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# What the readers raise for a damaged file; a damaged pickle can fail in most of its instructions.
+_UNREADABLE = (
+    SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError,
+    AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error,
+)  # fmt: skip
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 
 
 def resolve_checkpoint(path: str | Path, argument: str) -> Path:
@@ -28,7 +42,7 @@ def resolve_checkpoint(path: str | Path, argument: str) -> Path:
     try:
         directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.safetensors"]))
         if not any(directory.glob("*.safetensors")):
-            directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.bin"]))
+            directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.bin", "*.pt"]))
         return directory
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FileNotFoundError(
@@ -38,33 +52,73 @@ def resolve_checkpoint(path: str | Path, argument: str) -> Path:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint as a dictionary."""
-    path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(directory / "config.json")
     except FileNotFoundError:
         raise FileNotFoundError(f"checkpoint must hold a config.json, got none in {directory}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be JSON, got {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    return config
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, else of `pytorch_model.bin`."""
+def read_tensors(directory: Path, specs_only: bool = False) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by their stored names, from one weight file or the shards that an index lists.
+
+    safetensors are preferred. specs_only: meta tensors, which have names, shapes and dtypes but no numbers.
+
+    Raises FileNotFoundError naming what is not there, ValueError for files that cannot be read or do not hold what
+    their index lists.
+    """
+    first = _first_weight_file(directory)
+    if first.suffix != ".json":
+        return _read_weight_file(first, specs_only)
+    tensors: dict[str, Tensor] = {}
+    index = _read_index(first)
+    for shard in sorted(set(index.values())):
+        tensors.update(_read_weight_file(first.parent / shard, specs_only))
+    missing, unlisted = sorted(index.keys() - tensors.keys()), sorted(tensors.keys() - index.keys())
+    if missing or unlisted:
+        raise ValueError(f"{first} must list what its shards hold: missing {missing}, not listed {unlisted}")
+    return tensors
+
+
+def _first_weight_file(directory: Path) -> Path:
+    """The first of `WEIGHT_FILES` that is there, or the index of its shards."""
     for name in WEIGHT_FILES:
-        path = directory / name
-        if path.exists():
-            return _read_weight_file(path)
+        for path in (directory / name, directory / f"{name}.index.json"):
+            if path.exists():
+                return path
     raise FileNotFoundError(f"checkpoint must hold one of {', '.join(WEIGHT_FILES)}, got none in {directory}")
 
 
-def _read_weight_file(path: Path) -> dict[str, Tensor]:
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> file name of its shard; all shards are there."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{path} must hold a 'weight_map' of tensor names, got {type(places).__name__}")
+    for shard in places.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
+            raise ValueError(f"{path} must list shards by file name, got {shard!r}")
+    missing = sorted({shard for shard in places.values() if not (path.parent / shard).is_file()})
+    if missing:
+        raise FileNotFoundError(f"checkpoint must hold all shards that {path.name} lists, missing {missing}")
+    return places
+
+
+def _read_weight_file(path: Path, specs_only: bool) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            return _read_header(path) if specs_only else load_file(path)
+        tensors = torch.load(path, map_location="meta" if specs_only else "cpu", weights_only=True)
+    except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} must be a readable weight file, got {reason}") from None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -72,7 +126,25 @@ def _read_weight_file(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_finite(tensors: dict[str, Tensor], source: Path | str) -> None:
+def _read_header(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file, torch.device("meta"):
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        return {name: torch.empty(s.get_shape(), dtype=_DTYPES[s.get_dtype()]) for name, s in slices.items()}
+
+
+def check_weights(tensors: Mapping[str, Tensor], source: Path | str) -> None:
+    """ValueError naming the first tensor that is no vector or matrix of plain floating-point numbers, or that holds a
+    NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor.dim() not in (1, 2):
+            raise ValueError(f"weights must be vectors or matrices, got {tuple(tensor.shape)} in {name!r} of {source}")
+        if tensor.dtype not in WEIGHT_DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
+            raise ValueError(f"weights must be {names}, got {tensor.dtype} in {name!r} of {source}")
+    check_finite(tensors, source)
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: Path | str) -> None:
     """ValueError naming the first tensor with a NaN or an infinity."""
     for name, tensor in tensors.items():
         values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 has no isfinite

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from nanospec.checkpoints.files import check_finite, read_config, resolve_checkpoint
 from nanospec.checkpoints.tokenizer import load_compressed_tokenizer
-from nanospec.target import Target, refuse_model_type
+from nanospec.target import Target
+from nanospec.target_families import FAMILIES, refuse_architecture
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -46,11 +47,30 @@ def load_language_model(
     """As `load_target`, without a `Target` around it; errors call it `argument`."""
     torch_dtype = parse_dtype(dtype)
     directory = resolve_checkpoint(source, argument)
-    refuse_model_type(read_config(directory).get("model_type"), argument)
+    config = read_config(directory)
+    refuse_architecture(config, argument)
     place = parse_device(device)
-    model = _load_model(directory, torch_dtype, argument).to(place)
+    model = _load_model(directory, torch_dtype, FAMILIES[config["model_type"]].attention[0], argument).to(place)
     check_finite(dict(model.state_dict()), directory)
     return model, _load_tokenizer(directory)
+
+
+def load_target_skeleton(path: str | Path) -> Target:
+    """The target in `path` (directory or hub id) without its weights, on the meta device: what a draft is checked with.
+
+    Raises FileNotFoundError, ValueError for a config that is none of transformers, NotImplementedError (see `Target`).
+    """
+    directory = resolve_checkpoint(path, "target")
+    described = read_config(directory)
+    refuse_architecture(described)
+    attention = FAMILIES[described["model_type"]].attention[0]
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"target must be a causal language model of transformers, got {directory}: {error}") from error
+    return Target(model)
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -75,11 +95,11 @@ def parse_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def _load_model(directory: Path, dtype: torch.dtype | None, argument: str) -> PreTrainedModel:
+def _load_model(directory: Path, dtype: torch.dtype | None, attention: str, argument: str) -> PreTrainedModel:
     try:
         with _QuietLoading():
             model, report = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype or "auto", attn_implementation="sdpa", output_loading_info=True
+                directory, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(

@@ -43,6 +43,10 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens seen before less likely.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
+    acceptance: Annotated[
+        str,
+        typer.Option(metavar="exact|typical", help="typical is lossy: keeps any likely drafted token."),
+    ] = "exact",
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     tree: TreeOption = None,
     num_top: NumTopOption = None,
@@ -69,6 +73,7 @@ def generate(
             "min_p": min_p,
             "repetition_penalty": repetition_penalty,
             "seed": seed,
+            "acceptance": acceptance,
             "stop_strings": tuple(stop or ()),
         }
         if json_output:
@@ -90,10 +95,13 @@ def result_object(result: GenerationResult) -> dict[str, Any]:
         "text": result.text,
         "token_ids": result.token_ids,
         "finish_reason": result.finish_reason,
+        "lossless": result.lossless,
         "new_tokens": stats.new_tokens,
         "target_passes": stats.target_passes,
         "mean_accept_length": stats.mean_accept_length,
         "mean_active_vocab": stats.mean_active_vocab,
+        "observed_ids": stats.observed_ids,
+        "unsayable_ids": stats.unsayable_ids,
         "tokens_per_second": stats.tokens_per_second,
         "seconds": dict(stats.seconds),
         "vocab": stats.vocab,
@@ -107,10 +115,14 @@ def result_object(result: GenerationResult) -> dict[str, Any]:
 def figures_line(stats: GenerationStats) -> str:
     """The figures of one generation for a reader."""
     tree = "" if stats.tree is None else f", tree {','.join(map(str, stats.tree))}"
+    unsayable = ""
+    if stats.observed_ids:
+        unsayable = f"; {stats.unsayable_ids:,} of {stats.observed_ids:,} ids seen are outside the draft's vocabulary"
     return (
         f"{stats.new_tokens} tokens in {sum(stats.seconds.values()):.2f} s: {stats.tokens_per_second:.1f} tokens/s, "
         f"{stats.mean_accept_length:.2f} tokens per target pass, drafted from {stats.mean_active_vocab:,.0f} rows "
-        f"({stats.vocab}{tree}, {stats.device}, {stats.dtype})"
+        f"({stats.vocab}{tree}, {stats.device}, {stats.dtype}){unsayable}"
+        f"{'' if stats.lossless else '; lossy acceptance'}"
     )
 
 

@@ -8,11 +8,13 @@ import typer
 
 from nanospec.cli.compare import compare
 from nanospec.cli.generate import generate
+from nanospec.cli.inspect import inspect
 from nanospec.cli.machine import package_version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(generate)
 app.command()(compare)
+app.command()(inspect)
 
 
 def _print_version(wanted: bool) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nanospec.gathered_head import GatheredHead
-from nanospec.kv_cache import CachePlace
+from nanospec.kv_cache import CachePlace, CacheRows
 from nanospec.records import DraftVocab
 from nanospec.target import Target
 from nanospec.vocab.same_head import is_same_head
@@ -69,6 +69,15 @@ class CausalLMDrafter(nn.Module):
         return self.vocab_size - self.num_rows
 
     @property
+    def state_size(self) -> int:
+        return self.body.head_weight.shape[1]
+
+    @property
+    def target_ids(self) -> Tensor | None:
+        """int64 [V'], the first ids of the target; None if it scores all of them."""
+        return torch.arange(self.num_rows, device=self.body.device) if self.num_unscored else None
+
+    @property
     def head(self) -> GatheredHead:
         """Over the first V' rows of its own head, wherever that lies now."""
         weight, bias = self.body.head_weight[: self.num_rows], self.body.head_bias
@@ -88,9 +97,8 @@ class CausalLMDrafter(nn.Module):
     def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
         cache, num_tokens = self.body.cache, token_ids.shape[1]
         seen = torch.cat((visible.new_ones(*visible.shape[:2], cache.length), visible), -1)
-        positions = torch.full_like(token_ids, cache.length + depth - 1)
         rows = cache.rows(num_tokens, behind=visible.shape[-1] - num_tokens)
-        return self.body.features(self._readable(token_ids), positions, seen, rows)
+        return self._run_level(token_ids, depth, seen, cache.length, rows)
 
     def memory(self) -> CausalLMMemory:
         return CausalLMMemory(self.body.cache.buffer)
@@ -100,8 +108,7 @@ class CausalLMDrafter(nn.Module):
     ) -> Tensor:
         place, num_tokens = _with_root(place), token_ids.shape[1]
         rows = place.rows(memory.buffer, num_tokens, behind=visible.shape[-1] - num_tokens)
-        positions = (place.length + (depth - 1)).expand_as(token_ids)
-        return self.body.features(self._readable(token_ids), positions, place.visible(visible), rows)
+        return self._run_level(token_ids, depth, place.visible(visible), place.length, rows)
 
     def extend_at(
         self, token_ids: Tensor, features: Tensor, num_tokens: Tensor, place: CachePlace, memory: CausalLMMemory
@@ -109,7 +116,8 @@ class CausalLMDrafter(nn.Module):
         place, count = _with_root(place), token_ids.shape[1]
         rows = place.rows(memory.buffer, count)
         causal = torch.ones(1, count, count, dtype=torch.bool, device=token_ids.device).tril()
-        states = self.body.features(self._readable(token_ids), rows.row_ids[None], place.visible(causal), rows)
+        depth, ids = torch.arange(count, device=token_ids.device)[None], self._readable(token_ids)
+        states = self.body.hidden_states(ids, place.length, depth, place.visible(causal), rows, depth)
         return states.index_select(1, num_tokens - 1)
 
     def commit(self, num_tokens: int) -> None:
@@ -119,13 +127,22 @@ class CausalLMDrafter(nn.Module):
         self.body.cache.clear_uncertain()
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
-        """As `Drafter.logits`. A vocabulary with rows must be made of rows of `head`; one that the head is to be read
-        for may name any id of the target: those without a row score -inf."""
-        if vocab.rows is not None or not self.num_unscored:
+        """As `Drafter.logits`. A vocabulary with rows, or positions in the head, must be made of rows of `head`; one of
+        ids alone may name any id of the target: those without a row score -inf."""
+        if vocab.rows is not None or vocab.head_pos is not None or not self.num_unscored:
             return self.head(states, vocab)
         scored = vocab._replace(draft_ids=vocab.draft_ids.clamp(max=self.num_rows - 1))
         has_no_row = (vocab.draft_ids >= self.num_rows)[:, None]
         return self.head(states, scored).masked_fill(has_no_row, float("-inf"))
+
+    def _run_level(
+        self, token_ids: Tensor, depth: int, visible: Tensor, length: Tensor | int, rows: CacheRows
+    ) -> Tensor:
+        """One level behind the levels before, all of as many tokens: those at tree depth d lie at length + d - 1."""
+        levels = torch.arange(depth, device=token_ids.device).expand(token_ids.shape[0], -1)
+        row_depth = levels.repeat_interleave(token_ids.shape[1], 1)
+        own_depth = torch.full_like(token_ids, depth - 1)
+        return self.body.hidden_states(self._readable(token_ids), length, own_depth, visible, rows, row_depth)
 
     def _readable(self, token_ids: Tensor) -> Tensor:
         last = self.num_embeddings - 1

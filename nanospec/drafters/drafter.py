@@ -9,8 +9,7 @@ from torch import Tensor
 
 from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace
-from nanospec.records import DraftTree, DraftVocab
-from nanospec.tree_shape import TreeShape
+from nanospec.records import DraftVocab
 
 
 @runtime_checkable
@@ -49,6 +48,15 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class DepthLimited(Protocol):
+    """A drafter that drafts no more than so many levels."""
+
+    @property
+    def max_depth(self) -> int:
+        """Levels of the deepest tree that it can grow."""
+
+
+@runtime_checkable
 class TakesFirstToken(Protocol):
     """A drafter that reads the text from its first token on, which `extend` never gets: no feature stands before it."""
 
@@ -58,33 +66,15 @@ class TakesFirstToken(Protocol):
 
 @runtime_checkable
 class HasHead(Protocol):
-    """A drafter that scores ids with a head [V', D'], row i for id i: draft vocabularies are made of its rows."""
+    """A drafter that scores ids with one head, the target's or its own: draft vocabularies are made of its rows."""
 
     @property
     def head(self) -> GatheredHead:
-        """V' is at most the target's V; ids from V' on are never drafted."""
+        """Weight [rows, D] and bias."""
 
-
-class GrowsTree(Protocol):
-    """What drafts the tree of a step."""
-
-    shape: TreeShape
-    drafter: Any
-
-    def draft(
-        self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab, place: CachePlace | None = None
-    ) -> DraftTree:
-        """As `TreeDrafter.draft`."""
-        ...
-
-
-@runtime_checkable
-class GrowsOwnTree(Protocol):
-    """A drafter whose trees are not grown level by level from scores alone."""
-
-    def tree_drafter(self, shape: TreeShape) -> GrowsTree:
-        """What grows its trees of this shape, in place of a `TreeDrafter`."""
-        ...
+    @property
+    def target_ids(self) -> Tensor | None:
+        """int64 [rows], the target's id that each row scores; None: row i scores id i, and all ids have a row."""
 
 
 @runtime_checkable
@@ -94,6 +84,10 @@ class FixedShapeDrafter(Drafter, Protocol):
     A `CachePlace` counts the target's certain tokens. That is without the root, and so are EAGLE's, which lack the
     first token; a drafter that takes it in holds one more.
     """
+
+    @property
+    def state_size(self) -> int:
+        """D of its states [B, n, D]."""
 
     def memory(self) -> Any:
         """What its passes work on, prepared by `reset`: plain tensors that stay where they are until the next one."""
@@ -113,3 +107,8 @@ class FixedShapeDrafter(Drafter, Protocol):
 
     def clear_uncertain(self) -> None:
         """Zeros where its memory holds no verified tokens: what is masked must still be finite."""
+
+
+def deepest_tree(drafter: Drafter) -> int | None:
+    """Levels of the deepest tree that the drafter can grow; None: no limit."""
+    return drafter.max_depth if isinstance(drafter, DepthLimited) else None

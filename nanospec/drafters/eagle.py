@@ -39,6 +39,12 @@ class EagleShape:
     hidden_act: str
     fc_bias: bool
     qkv_bias: bool
+    qk_norm: bool = False
+    input_norm: bool = False  # of the first layer, before its attention
+    embed_norm: bool = False
+    head_norm: bool = False
+    two_inputs: bool = False  # EAGLE-3: the first attention reads embedding and feature side by side
+    fc_inputs: int = 0  # columns of fc; 0: two times hidden_size
 
 
 class DraftMemory(NamedTuple):
@@ -54,32 +60,50 @@ class DraftMemory(NamedTuple):
 
 
 class EagleLayer(nn.Module):
-    """Llama decoder layer with fused projections. The first layer of EAGLE-1 has no norm before its attention."""
+    """Llama decoder layer with fused projections. The first layer of EAGLE-1 has no norm before its attention; where a
+    draft follows Qwen3, queries and keys are normed."""
 
-    def __init__(self, shape: EagleShape, input_norm: bool) -> None:
+    def __init__(self, shape: EagleShape, input_norm: bool, two_inputs: bool = False) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
         self.eps = shape.rms_norm_eps
         width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
         self.input_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if input_norm else None
-        self.qkv_proj = nn.Linear(shape.hidden_size, width, bias=shape.qkv_bias)
+        self.hidden_norm = nn.Parameter(torch.ones(shape.hidden_size)) if two_inputs else None
+        self.qkv_proj = nn.Linear(shape.hidden_size * (1 + two_inputs), width, bias=shape.qkv_bias)
         self.o_proj = nn.Linear(shape.num_heads * shape.head_dim, shape.hidden_size, bias=False)
         self.post_attention_layernorm = nn.Parameter(torch.ones(shape.hidden_size))
         self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
         self.act = ACT2FN[shape.hidden_act]
+        self.q_norm = nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None
 
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend) -> Tensor:
-        """hidden [B, n, D]; rotation cos, sin [n, head_dim]; attend(q, k, v) -> [B, heads, n, head_dim]."""
+    def forward(
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend, attention_input: Tensor | None = None
+    ) -> Tensor:
+        """hidden [B, n, D]; rotation cos, sin [n, head_dim]; attend(q, k, v) -> [B, heads, n, head_dim].
+
+        attention_input: what the projections read, where that is not the norm of `hidden`.
+        """
         batch, length, width = hidden.shape
-        normed = hidden if self.input_layernorm is None else rms_norm(hidden, self.input_layernorm, self.eps)
-        heads = self.qkv_proj(normed).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        if attention_input is None:
+            norm = self.input_layernorm
+            attention_input = hidden if norm is None else rms_norm(hidden, norm, self.eps)
+        heads = self.qkv_proj(attention_input).view(batch, length, -1, self.head_dim).transpose(1, 2)
         split = self.num_heads + self.num_kv_heads
-        turned = rotate(heads[:, :split], *rotation)
+        turned = rotate(self._norm_heads(heads[:, :split]), *rotation)
         mixed = attend(turned[:, : self.num_heads], turned[:, self.num_heads :], heads[:, split:])
         hidden = hidden + self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
         gate, up = self.gate_up_proj(rms_norm(hidden, self.post_attention_layernorm, self.eps)).chunk(2, -1)
         return hidden + self.down_proj(self.act(gate) * up)
+
+    def _norm_heads(self, heads: Tensor) -> Tensor:
+        """Queries and keys [B, heads, n, head_dim], normed as in Qwen3 where the layer has such norms."""
+        if self.q_norm is None or self.k_norm is None:
+            return heads
+        query, key = heads[:, : self.num_heads], heads[:, self.num_heads :]
+        return torch.cat((rms_norm(query, self.q_norm, self.eps), rms_norm(key, self.k_norm, self.eps)), 1)
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -100,23 +124,47 @@ class EagleDrafter(nn.Module):
     """
 
     name = "eagle"
+    target_ids: Tensor | None
 
     def __init__(
         self, shape: EagleShape, rope_config: LlamaConfig, embed_tokens: nn.Module, head: GatheredHead
     ) -> None:
         super().__init__()
         self.shape = shape
-        self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
-        self.layers = nn.ModuleList(EagleLayer(shape, input_norm=index > 0) for index in range(shape.num_layers))
+        self.fc = nn.Linear(shape.fc_inputs or 2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
+        self.layers = nn.ModuleList(
+            EagleLayer(shape, shape.input_norm or index > 0, shape.two_inputs and index == 0)
+            for index in range(shape.num_layers)
+        )
+        self.embed_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if shape.embed_norm else None
+        self.lm_head_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if shape.head_norm else None
+        # int64 [rows of the head]: the id that each scores; None: row i scores id i.
+        self.register_buffer("target_ids", None, persistent=False)
         # In tuples, so that the target's weights are not ours to move or save, and angles stay float32 in any dtype.
         self._shared = (embed_tokens, head)
-        self._rotary = (LlamaRotaryEmbedding(rope_config),)
+        with torch.device("cpu"):  # also where the weights are made on the meta device
+            self._rotary = (LlamaRotaryEmbedding(rope_config),)
         self._cache: KVCache | None = None
         self._rotation_table: tuple[Tensor, Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         return self.fc.weight.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that it reads: the target's."""
+        weight = self._shared[0].weight
+        assert isinstance(weight, Tensor), "an embedding has a weight [V, D]"
+        return weight.shape[0]
+
+    @property
+    def rope_config(self) -> LlamaConfig:
+        return self._rotary[0].config
+
+    @property
+    def state_size(self) -> int:
+        return self.shape.hidden_size
 
     @property
     def cache(self) -> KVCache:
@@ -157,7 +205,7 @@ class EagleDrafter(nn.Module):
     def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
         chunks = zip(token_ids.split(EXTEND_CHUNK, 1), features.split(EXTEND_CHUNK, 1), strict=True)
         for ids, feature in chunks:
-            state = self._extend_chunk(ids, feature)
+            state = self._extend_chunk(ids, self.fuse(feature))
         return state
 
     def _extend_chunk(self, token_ids: Tensor, features: Tensor) -> Tensor:
@@ -198,7 +246,7 @@ class EagleDrafter(nn.Module):
         rows = place.rows(memory.buffer, count)
         causal = torch.ones(1, count, count, dtype=torch.bool, device=token_ids.device).tril()
         mask = additive_mask(place.visible(causal), self.dtype)[:, None]
-        states = self._run(token_ids, features, memory.angles(rows.row_ids), mask, rows)
+        states = self._run(token_ids, self.fuse(features), memory.angles(rows.row_ids), mask, rows)
         return states.index_select(1, num_tokens - 1)
 
     def commit(self, num_tokens: int) -> None:
@@ -213,7 +261,17 @@ class EagleDrafter(nn.Module):
         return DraftMemory(self.cache.buffer, *self._rotation_table)
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
-        return self.head(states, vocab)
+        return self.head(self.before_head(states), vocab)
+
+    def best(self, states: Tensor, vocab: DraftVocab, k: int) -> tuple[Tensor, Tensor]:
+        """The k best ids after every state, int64 [B, n, k], and their log-probabilities: see `GatheredHead.best`."""
+        head_pos, log_prob = self.head.best(self.before_head(states), vocab, k)
+        return head_pos if self.target_ids is None else self.target_ids[head_pos], log_prob
+
+    def before_head(self, states: Tensor) -> Tensor:
+        """What the head reads of the states [B, n, D]: EAGLE-1/2 has no norm there, speculators' variant has one."""
+        norm = self.lm_head_layernorm
+        return states if norm is None else rms_norm(states, norm, self.shape.rms_norm_eps)
 
     def _run(
         self,
@@ -223,8 +281,7 @@ class EagleDrafter(nn.Module):
         mask: Tensor | None,
         rows: CacheRows,
     ) -> Tensor:
-        embedded = self._shared[0](token_ids)
-        hidden = self.fc(torch.cat((embedded, features.to(embedded.dtype)), -1))
+        hidden, attention_input = self.enter(token_ids, features)
         grouped = self.shape.num_heads != self.shape.num_kv_heads
         for index, layer in enumerate(self.layers):
 
@@ -232,5 +289,20 @@ class EagleDrafter(nn.Module):
                 keys, values = rows.append(index, key, value)
                 return F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=grouped)
 
-            hidden = layer(hidden, rotation, attend)
+            hidden = layer(hidden, rotation, attend, attention_input if index == 0 else None)
+        return self.leave(hidden)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """What the target delivers -> what the first layer takes as state, both [B, n, .]."""
+        return features
+
+    def enter(self, token_ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Input of the first layer [B, n, D], and what its attention reads where that is something else."""
+        embedded = self._shared[0](token_ids)
+        if self.embed_layernorm is not None:
+            embedded = rms_norm(embedded, self.embed_layernorm, self.shape.rms_norm_eps)
+        return self.fc(torch.cat((embedded, states.to(embedded.dtype)), -1)), None
+
+    def leave(self, hidden: Tensor) -> Tensor:
+        """Output of the last layer -> state, [B, n, D]."""
         return hidden

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nanospec.drafters.drafter import FixedShapeDrafter, HasHead, TakesFirstToken
+from nanospec.drafters.drafter import FixedShapeDrafter, TakesFirstToken
 from nanospec.drafters.joined_tree import joined_tree
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
-from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftTree, DraftVocab
-from nanospec.tree_drafter import TreeDrafter
-from nanospec.tree_shape import TreeShape
+
+if TYPE_CHECKING:
+    from nanospec.tree_drafter import TreeGrower
 
 
 class JoinedDrafter:
-    """`model` with everything that it is as a drafter, and `lookup`, whose best chain takes the worst leaves' place.
+    """`model` as it drafts, and `lookup`, whose best chain takes the place of the worst leaves.
 
-    Raises TypeError unless `model` has passes of fixed shape and a head.
+    Raises TypeError for a model without passes of fixed shape.
     """
 
     def __init__(self, model: FixedShapeDrafter, lookup: PromptLookupDrafter) -> None:
-        if not isinstance(model, FixedShapeDrafter) or not isinstance(model, HasHead):
-            raise TypeError(f"model must have passes of fixed shape and a head, got {type(model).__name__}")
+        if not isinstance(model, FixedShapeDrafter):
+            raise TypeError(f"model must have passes of fixed shape, got {type(model).__name__}")
         self.model, self.lookup = model, lookup
-        self._scores: HasHead = model
         self.name = f"{model.name}+{lookup.name}"
 
     @property
@@ -35,11 +34,8 @@ class JoinedDrafter:
         return self.model.dtype
 
     @property
-    def head(self) -> GatheredHead:
-        return self._scores.head
-
-    def tree_drafter(self, shape: TreeShape) -> JoinedTreeDrafter:
-        return JoinedTreeDrafter(self, shape)
+    def state_size(self) -> int:
+        return self.model.state_size
 
     def reset(self, capacity: int) -> None:
         self.model.reset(capacity)
@@ -85,16 +81,15 @@ class JoinedDrafter:
 
 
 class JoinedTreeDrafter:
-    """Grows the model's trees and joins one chain to each."""
+    """Lets `grower` grow the model's trees and joins one chain to each."""
 
-    def __init__(self, drafter: JoinedDrafter, shape: TreeShape) -> None:
-        self.drafter, self.shape = drafter, shape.validated()
-        self._grown = TreeDrafter(drafter.model, shape)
+    def __init__(self, drafter: JoinedDrafter, grower: TreeGrower) -> None:
+        self.drafter, self.shape, self.grower = drafter, grower.shape, grower
 
     def draft(
         self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab, place: CachePlace | None = None
     ) -> DraftTree:
         """As `TreeDrafter.draft`."""
-        tree = self._grown.draft(root_id, root_state, vocab, place)
+        tree = self.grower.draft(root_id, root_state, vocab, place)
         chain = self.drafter.lookup.chains(1, self.shape.depth, place)
         return joined_tree(tree, chain, self.shape.depth)

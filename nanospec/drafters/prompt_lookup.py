@@ -32,6 +32,7 @@ class PromptLookupDrafter:
 
     name = PROMPT_LOOKUP
     dtype: torch.dtype | None = None
+    state_size = 0
 
     def __init__(self, device: torch.device | str | None = None, longest: int = 3, shortest: int = 1) -> None:
         if not 1 <= shortest <= longest:
@@ -39,9 +40,6 @@ class PromptLookupDrafter:
         self.longest, self.shortest = longest, shortest
         self.history = torch.zeros(0, dtype=torch.int64, device=device)
         self.length = 0
-
-    def tree_drafter(self, shape: TreeShape) -> LookupTreeDrafter:
-        return LookupTreeDrafter(self, shape)
 
     def reset(self, capacity: int) -> None:
         if capacity > self.history.shape[0]:
@@ -58,12 +56,12 @@ class PromptLookupDrafter:
         return features.new_empty(1, 1, 0)
 
     def advance(self, token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
-        """Raises NotImplementedError: there are no levels to run, see `tree_drafter`."""
-        raise NotImplementedError("prompt lookup runs no levels of a tree: tree_drafter(shape) drafts")
+        """Raises NotImplementedError: there are no levels to run, see `LookupTreeDrafter`."""
+        raise NotImplementedError("prompt lookup runs no levels of a tree: LookupTreeDrafter grows its trees")
 
     def logits(self, states: Tensor, vocab: DraftVocab) -> Tensor:
-        """Raises NotImplementedError: no token has a score, see `tree_drafter`."""
-        raise NotImplementedError("prompt lookup scores no tokens: tree_drafter(shape) drafts")
+        """Raises NotImplementedError: no token has a score, see `LookupTreeDrafter`."""
+        raise NotImplementedError("prompt lookup scores no tokens: LookupTreeDrafter grows its trees")
 
     def memory(self) -> LookupMemory:
         return LookupMemory(self.history)

@@ -47,20 +47,7 @@ def gathered_linear(
     are not int64, a `count` that is not int32 or a weight, bias or rows of another dtype than x. Ids outside [0, V)
     are the caller's mistake: checking them would read them back from the device.
     """
-    _check_product(x, weight, draft_ids)
-    if bias is not None:
-        if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
-            raise ValueError(f"bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}")
-        _check_like(x, "bias", bias, x.dtype)
-    if count is not None:
-        if count.dim() != 1 or count.shape[0] not in (1, x.shape[0]):
-            raise ValueError(f"count must be [{x.shape[0]} or 1], got shape {tuple(count.shape)}")
-        _check_like(x, "count", count, torch.int32)
-    if rows is not None:
-        if rows.dim() != 3 or rows.shape[:2] != draft_ids.shape or rows.shape[2] != x.shape[2]:
-            expected = (*draft_ids.shape, x.shape[2])
-            raise ValueError(f"rows must be {expected}, a row for each of draft_ids, got shape {tuple(rows.shape)}")
-        _check_like(x, "rows", rows, x.dtype)
+    check_operands(x, weight, draft_ids, bias, count, rows)
     return _OP(x, weight, draft_ids, bias, count, rows)
 
 
@@ -95,6 +82,26 @@ def rows_linear(x: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         return logits.view(*x.shape[:-1], rows.shape[1])
     logits = x @ rows.mT
     return logits if bias is None else logits + bias[:, None]
+
+
+def check_operands(
+    x: Tensor, weight: Tensor, draft_ids: Tensor, bias: Tensor | None, count: Tensor | None, rows: Tensor | None
+) -> None:
+    """Raises what `gathered_linear` raises."""
+    _check_product(x, weight, draft_ids)
+    if bias is not None:
+        if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
+            raise ValueError(f"bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}")
+        _check_like(x, "bias", bias, x.dtype)
+    if count is not None:
+        if count.dim() != 1 or count.shape[0] not in (1, x.shape[0]):
+            raise ValueError(f"count must be [{x.shape[0]} or 1], got shape {tuple(count.shape)}")
+        _check_like(x, "count", count, torch.int32)
+    if rows is not None:
+        if rows.dim() != 3 or rows.shape[:2] != draft_ids.shape or rows.shape[2] != x.shape[2]:
+            expected = (*draft_ids.shape, x.shape[2])
+            raise ValueError(f"rows must be {expected}, a row for each of draft_ids, got shape {tuple(rows.shape)}")
+        _check_like(x, "rows", rows, x.dtype)
 
 
 def _check_product(x: Tensor, weight: Tensor, draft_ids: Tensor) -> None:

@@ -60,6 +60,17 @@ def _oldest_slots(
     return tl.sort(tl.load(scratch + pairs, mask=pairs < num_old, other=LATEST << LOG_SLOTS))
 
 
+@triton.jit
+def _store_pairs(changed_slot, changed_id, slot, id, rank, is_placed, num_ids, capacity):
+    """Those placed have the first ranks; the pairs from there on are (K, 0): nothing changed."""
+    tl.store(changed_slot + rank, slot.to(tl.int64), mask=is_placed)
+    tl.store(changed_id + rank, id.to(tl.int64), mask=is_placed)
+    pair = tl.arange(0, slot.shape[0])
+    is_left = (pair >= tl.sum(is_placed.to(tl.int32), 0)) & (pair < tl.minimum(num_ids, capacity))
+    tl.store(changed_slot + pair, tl.full(slot.shape, 0, tl.int64) + capacity, mask=is_left)
+    tl.store(changed_id + pair, tl.full(slot.shape, 0, tl.int64), mask=is_left)
+
+
 @triton.jit(do_not_specialize=["num_ids"])
 def vocabulary_update_kernel(
     ids,  # int64 [B, n]
@@ -138,17 +149,8 @@ def vocabulary_update_kernel(
         newest = tl.sum(tl.where(is_placed & (rank == 0), id, 0).to(tl.int64), 0)
         newest = tl.full((2**LOG_SLOTS,), 0, tl.int64) + newest
         tl.store(slot_token + slots, newest, mask=(slots >= num_new) & (slots < capacity))
-
-    # Those placed have the first ranks; the pairs from there on are (K, 0).
-    num_pairs = tl.minimum(num_ids, capacity)
-    changed_slot += sequence * num_pairs
-    changed_id += sequence * num_pairs
-    num_placed = tl.sum(is_placed.to(tl.int32), 0)
-    is_unchanged = (lane >= num_placed) & (lane < num_pairs)
-    tl.store(changed_slot + rank, slot.to(tl.int64), mask=is_placed)
-    tl.store(changed_id + rank, id.to(tl.int64), mask=is_placed)
-    tl.store(changed_slot + lane, tl.full((BLOCK_IDS,), 0, tl.int64) + capacity, mask=is_unchanged)
-    tl.store(changed_id + lane, tl.full((BLOCK_IDS,), 0, tl.int64), mask=is_unchanged)
+    pairs_offset = sequence * tl.minimum(num_ids, capacity)
+    _store_pairs(changed_slot + pairs_offset, changed_id + pairs_offset, slot, id, rank, is_placed, num_ids, capacity)
 
 
 def vocabulary_update_triton(

@@ -68,9 +68,14 @@ def _shifted(rows: Tensor, shift: int) -> Tensor:
 
 
 class EagleTrainer:
-    """Distils the target's next-token distribution and features into one decoder layer."""
+    """Distils the target's next-token distribution and features into one decoder layer.
+
+    Raises NotImplementedError for a target that caps its logits.
+    """
 
     def __init__(self, target: Target, counts: Tensor, args: argparse.Namespace) -> None:
+        if target.logit_soft_cap is not None:
+            raise NotImplementedError(f"target must not cap its logits to be distilled, got {target.logit_soft_cap}")
         self.target, self.args = target, args
         self.generator = torch.Generator().manual_seed(args.seed)
         torch.manual_seed(args.seed)

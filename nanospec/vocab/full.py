@@ -29,6 +29,10 @@ class FullVocab(nn.Module):
     def observe(self, token_ids: Tensor) -> None:
         """Nothing to learn."""
 
+    def columns(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, ..] inside the vocabulary -> the column of each: its own number."""
+        return ids
+
     def select(self, width: int | None = None) -> DraftVocab:
         """The vocabulary, always V wide; `width` is a bound for policies whose count varies."""
         return DraftVocab(self.draft_ids, self.count, self.rows, all_active=True)

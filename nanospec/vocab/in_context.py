@@ -17,20 +17,34 @@ class InContextVocab(nn.Module):
     packed=True keeps their rows contiguous [B, K + 1, D] (the last row takes writes that change nothing) and copies
     those that an observation replaced; packed=False leaves `rows` None, to be read from the head.
 
-    Raises ValueError unless 1 <= capacity <= V and batch_size >= 1.
+    `pinned_ids` int64 [P] are always among them: with the most frequent ids, what the context shows late is there from
+    the start. Such a policy is called "hybrid-P".
+
+    Raises ValueError unless 1 <= capacity <= V and batch_size >= 1, and as `LocalityTracker` for the pinned ids.
     """
 
     name: str = "in-context"
     observes: bool = True
 
-    def __init__(self, head_weight: Tensor, capacity: int = 3072, batch_size: int = 1, packed: bool = True) -> None:
+    def __init__(
+        self,
+        head_weight: Tensor,
+        capacity: int = 3072,
+        batch_size: int = 1,
+        packed: bool = True,
+        pinned_ids: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.head_weight = head_weight.detach()  # a plain attribute: neither saved nor moved with this module
         vocab_size, hidden_size = head_weight.shape
-        self.tracker = LocalityTracker(vocab_size, capacity, batch_size, device=head_weight.device)
+        self.tracker = LocalityTracker(vocab_size, capacity, batch_size, pinned_ids, head_weight.device)
+        num_pinned = self.tracker.pinned_ids.shape[0]
+        if num_pinned:
+            self.name = f"hybrid-{num_pinned}"
         self.rows: Tensor | None = None
         if packed:
             self.rows = self.head_weight.new_zeros(batch_size, capacity + 1, hidden_size)
+            self.rows[:, :num_pinned] = self.head_weight[self.tracker.pinned_ids]
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Forget all sequences, or those in `rows`: bool [B], or integer positions [m]."""
@@ -52,6 +66,10 @@ class InContextVocab(nn.Module):
             raise ValueError(f"width must be at least 1, got {width}")
         rows = None if self.rows is None else self.rows[:, :width]
         return DraftVocab(self.tracker.draft_ids[:, :width], self.tracker.count, rows)
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, ..] inside the vocabulary -> the column of each, int64, -1 where it has none now."""
+        return self.tracker.token_slot.gather(1, ids.flatten(1)).view_as(ids).long()
 
     def vocabulary_views(self) -> VocabularyViews:
         """Its buffers for the compile backend; raises ValueError for more than one sequence."""

@@ -19,6 +19,7 @@ class StaticVocab(nn.Module):
 
     name: str
     observes: bool = False
+    column_of: Tensor
     draft_ids: Tensor
     count: Tensor
 
@@ -32,6 +33,9 @@ class StaticVocab(nn.Module):
         ids = ids.to(device, torch.int64)
         self.name = f"static-{ids.shape[0]}"
         self.rows = head_weight.detach().index_select(0, ids)[None]  # a plain attribute, like the head it comes from
+        column_of = torch.full((head_weight.shape[0],), -1, dtype=torch.int32, device=device)
+        column_of[ids] = torch.arange(ids.shape[0], dtype=torch.int32, device=device)
+        self.register_buffer("column_of", column_of, persistent=False)
         self.register_buffer("draft_ids", ids[None], persistent=False)
         self.register_buffer("count", torch.tensor([ids.shape[0]], dtype=torch.int32, device=device), persistent=False)
 
@@ -40,6 +44,10 @@ class StaticVocab(nn.Module):
 
     def observe(self, token_ids: Tensor) -> None:
         """Nothing to learn."""
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, ..] inside the vocabulary -> the column of each, int64, -1 where the list lacks it."""
+        return self.column_of[ids].long()
 
     def select(self, width: int | None = None) -> DraftVocab:
         """The list, always N wide; `width` is a bound for policies whose count varies."""

@@ -64,7 +64,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, target: Target, tensors: dict
         load_eagle_drafter(write_draft(tmp_path, tensors), target)
 
 
-@pytest.mark.parametrize("name", ["lm_head.weight", f"{LAYER}input_layernorm.weight", "norm.weight"])
+@pytest.mark.parametrize("name", ["lm_head.weight", f"{LAYER}mlp.up_proj.bias", "norm.weight"])
 def test_an_unused_tensor_is_named(tmp_path: Path, target: Target, tensors: dict[str, Tensor], name: str) -> None:
     tensors[name] = torch.zeros(16)
     with pytest.raises(ValueError, match=rf"unused tensors \['{name}'\]"):
@@ -97,6 +97,15 @@ def test_a_vocabulary_that_is_not_the_targets(tmp_path: Path, target: Target, te
 def test_a_wrong_shape_is_named(tmp_path: Path, target: Target, tensors: dict[str, Tensor]) -> None:
     tensors[f"{LAYER}mlp.down_proj.weight"] = torch.zeros(16, 23)
     with pytest.raises(ValueError, match=r"down_proj.weight' must have shape \(16, 24\), got \(16, 23\)"):
+        load_eagle_drafter(write_draft(tmp_path, tensors), target)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_weight_that_is_quantised_is_named(
+    tmp_path: Path, target: Target, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    tensors["fc.weight"] = tensors["fc.weight"].to(dtype)
+    with pytest.raises(ValueError, match="weights must be float64, .*, got torch.(int8|float8_e4m3fn) in 'fc.weight'"):
         load_eagle_drafter(write_draft(tmp_path, tensors), target)
 
 

@@ -46,7 +46,7 @@ def test_a_directory_with_a_language_model_becomes_its_drafter(tmp_path, model, 
     own = tiny_language_model(family, seed=5)
     own.config.tie_word_embeddings = is_tied
     own.tie_weights()
-    drafter = load_drafter(saved(tmp_path, own.float()), Target(model), tokenizer_of(WORDS))
+    drafter = load_drafter(saved(tmp_path, own.float()), Target(model), tokenizer=tokenizer_of(WORDS))
     assert isinstance(drafter, CausalLMDrafter)
     assert drafter.dtype == torch.float64
     assert torch.equal(drafter.head.weight, own.get_output_embeddings().weight.double())
@@ -82,12 +82,12 @@ def test_another_tokenizer_is_refused_with_the_first_token_that_differs(tmp_path
     words = [*WORDS[:7], "other", *WORDS[7:-1]]
     draft = saved(tmp_path, model, words)
     with pytest.raises(ValueError, match="target's tokenizer: id 7 is 'w7' in the target and 'other' in "):
-        load_drafter(draft, Target(model), tokenizer_of(WORDS))
+        load_drafter(draft, Target(model), tokenizer=tokenizer_of(WORDS))
 
 
 def test_tokens_of_its_own_at_the_end_are_no_other_tokenizer(tmp_path, model):
     draft = saved(tmp_path, model, [*WORDS, "<extra>"])
-    assert isinstance(load_drafter(draft, Target(model), tokenizer_of(WORDS)), CausalLMDrafter)
+    assert isinstance(load_drafter(draft, Target(model), tokenizer=tokenizer_of(WORDS)), CausalLMDrafter)
 
 
 @pytest.mark.parametrize("has_tokenizer", [True, False])

@@ -136,6 +136,43 @@ def test_rotary_settings_are_the_drafts_own(tmp_path: Path, target: Target) -> N
     assert torch.equal(states_of(default), states[10000.0])
 
 
+SPECULATORS_NAMES = {"fc.": "fusion_fc.", "layers.0.": "transformer."}
+HASS_NORMS = ("embed_layernorm", "hidden_layernorm", "lm_head_layernorm")
+SPECULATORS_NORMS = ("embedding_layernorm", "transformer.input_layernorm", "pre_lm_head_layernorm")
+
+
+def speculators_config() -> dict[str, Any]:
+    layer = {key: CONFIG[key] for key in CONFIG if key not in ("architectures", "bias")}
+    return {
+        "architectures": ["EagleSpeculator"], "speculators_model_type": "eagle", "speculators_version": "0.1.0",
+        "fusion_bias": True, "layernorms": False, "transformer_layer_architecture": "LlamaDecoderLayer",
+        "transformer_layer_config": layer,
+    }  # fmt: skip
+
+
+def test_the_names_of_early_speculators_are_read(tmp_path: Path, target: Target) -> None:
+    tensors = published_tensors()
+    expected = states_of(load_eagle_drafter(write_draft(tmp_path / "a", tensors), target))
+    del tensors["embed_tokens.weight"]
+    for ours, theirs in SPECULATORS_NAMES.items():
+        tensors = {name.replace(ours, theirs): tensor for name, tensor in tensors.items()}
+    directory = write_draft(tmp_path / "b", tensors)
+    (directory / "config.json").write_text(json.dumps(speculators_config()), encoding="utf-8")
+    assert torch.equal(states_of(load_eagle_drafter(directory, target)), expected)
+
+
+@pytest.mark.parametrize("names", [HASS_NORMS, SPECULATORS_NORMS])
+def test_the_norms_of_a_variant_are_read_under_both_sets_of_names(
+    tmp_path: Path, target: Target, names: tuple[str, ...]
+) -> None:
+    tensors = published_tensors()
+    norms = [torch.full((HIDDEN,), 1.0 + index) for index in range(3)]
+    tensors.update({f"{name}.weight": norm for name, norm in zip(names, norms, strict=True)})
+    drafter = load_eagle_drafter(write_draft(tmp_path, tensors), target)
+    ours = (drafter.embed_layernorm, drafter.layers[0].input_layernorm, drafter.lm_head_layernorm)
+    assert all(torch.equal(loaded, norm) for loaded, norm in zip(ours, norms, strict=True))
+
+
 @pytest.mark.parametrize(("num_layers", "fc_bias", "qkv_bias"), [(1, False, False), (2, True, True)])
 def test_saving_and_loading_is_the_identity(
     tmp_path: Path, target: Target, num_layers: int, fc_bias: bool, qkv_bias: bool

@@ -24,7 +24,7 @@ CONTEXT_WINDOW = 20
 
 
 def seconds(draft: float, verify: float, vocabulary: float, other: float) -> dict[str, float]:
-    return {"prefill": 0.5, "draft": draft, "verify": verify, "vocabulary": vocabulary, "other": other}
+    return {"prefill": 0.5, "draft": draft, "verify": verify, "vocabulary": vocabulary, "other": other, "step": 0.0}
 
 
 # Per generation: seconds, target passes after prefill, tokens that they yielded, rows that the drafter scored in all.
@@ -49,6 +49,7 @@ class Script:
     loaded: list[tuple[Any, ...]] = field(default_factory=list)
     calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)  # vocabulary, prompt, settings
     warm_ups: int = 0
+    lossless: bool = True
 
 
 class FakeDecoder:
@@ -118,6 +119,7 @@ class FakeDecoder:
             step_tokens=step_tokens,
             active_rows=active_rows,
             headless_draft_seconds=HEADLESS_SECONDS if settings.get("probe_headless") else 0.0,
+            lossless=self.script.lossless,
             seconds=dict(spent),
         )
         candidates = None

@@ -16,7 +16,7 @@ from nanospec.target import Target
 from tests.tiny_pair import tiny_drafter, tiny_model
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-STAGES = {"prefill", "draft", "verify", "vocabulary", "other"}
+STAGES = {"prefill", "draft", "verify", "vocabulary", "other", "step"}
 
 
 @pytest.fixture(scope="module")

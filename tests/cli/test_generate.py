@@ -6,18 +6,23 @@ from contextlib import contextmanager
 import pytest
 from typer.testing import CliRunner
 
+from nanospec.cli.generate import figures_line
 from nanospec.cli.main import app
 from nanospec.demo import TARGET_DIRECTORY
+from nanospec.stats import GenerationStats
 from nanospec.tree_shape import TreeShape
 
 RESULT_KEYS = {
     "text",
     "token_ids",
     "finish_reason",
+    "lossless",
     "new_tokens",
     "target_passes",
     "mean_accept_length",
     "mean_active_vocab",
+    "observed_ids",
+    "unsayable_ids",
     "tokens_per_second",
     "seconds",
     "vocab",
@@ -43,11 +48,16 @@ def test_text_goes_to_stdout_and_one_line_of_figures_to_stderr(script):
     )
 
 
+def test_ids_outside_of_the_drafts_vocabulary_are_shown():
+    stats = GenerationStats("in-context", "eagle3", "cpu", "float32", observed_ids=12_000, unsayable_ids=1_500)
+    assert figures_line(stats).endswith("float32); 1,500 of 12,000 ids seen are outside the draft's vocabulary")
+
+
 def test_json_is_one_complete_object_and_nothing_else(script):
     result = run("Hello", "--json")
     printed = json.loads(result.stdout)
     assert set(printed) == RESULT_KEYS
-    assert set(printed["seconds"]) == {"prefill", "draft", "verify", "vocabulary", "other"}
+    assert set(printed["seconds"]) == {"prefill", "draft", "verify", "vocabulary", "other", "step"}
     assert printed["tree"] == {"depth": 5, "branching": 8, "num_nodes": 32}
     assert printed["tokens_per_second"] == 8.0
     assert result.stderr == ""
@@ -96,8 +106,19 @@ def test_options_reach_the_decoder(script):
         "min_p": 0.1,
         "repetition_penalty": 1.2,
         "seed": 3,
+        "acceptance": "exact",
         "stop_strings": ("a", "b c"),
     }
+
+
+def test_a_lossy_acceptance_must_be_named_and_is_reported(script):
+    assert script.lossless
+    script.lossless = False
+    result = run("Hi", "--acceptance", "typical", "--temperature", "1")
+    assert result.exit_code == 0, result.stderr
+    assert script.calls[0][2]["acceptance"] == "typical"
+    assert result.stderr.endswith("(in-context, tree 5,8,32, cpu, float32); lossy acceptance\n")
+    assert json.loads(run("Hi", "--json").stdout)["lossless"] is False
 
 
 def test_compilation_is_over_before_the_text_begins(script, monkeypatch):

@@ -9,7 +9,7 @@ from nanospec.stats import GenerationStats
 
 
 def result(new_tokens, steps, step_tokens, active_rows, draft, verify, vocabulary, other):
-    spent = {"prefill": 7.0, "draft": draft, "verify": verify, "vocabulary": vocabulary, "other": other}
+    spent = {"prefill": 7.0, "draft": draft, "verify": verify, "vocabulary": vocabulary, "other": other, "step": 0.0}
     passes = steps + 1
     stats = GenerationStats("v", "eagle", "cpu", "float32", None, new_tokens, passes, steps, step_tokens, active_rows)
     stats.seconds = spent
@@ -86,3 +86,13 @@ def test_without_full_there_is_nothing_relative_to_it():
 @pytest.mark.parametrize(("parts", "quotient"), [((1, 2), 0.5), ((0, 2), 0.0), ((None, 2), None), ((1, 0), None)])
 def test_a_ratio_without_a_denominator_is_none(parts, quotient):
     assert ratio(*parts) == quotient
+
+
+def test_a_captured_step_hides_its_parts():
+    captured = result(9, 4, 8, 400, 0.0, 0.0, 0.0, 0.0)
+    captured.stats.seconds["step"] = 2.0
+    plain = result(9, 8, 8, 0, 0.0, 4.0, 0.0, 0.0)
+    rows = {row.vocab: row for row in build_rows({"autoregressive": [plain], "in-context": [captured]}, {}, [])}
+    row = rows["in-context"]
+    assert row.tokens_per_second == pytest.approx(8 / 2.0)
+    assert [row.draft_ms_per_step, row.draft_vs_full, row.vocabulary_share] == [None, None, None]

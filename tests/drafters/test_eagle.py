@@ -29,6 +29,7 @@ VARIANTS = st.fixed_dictionaries(
         "num_kv_heads": st.sampled_from((1, 2, 4)),
         "fc_bias": st.booleans(),
         "qkv_bias": st.booleans(),
+        "norms": st.booleans(),
         "seed": st.integers(0, 2**16),
     }
 )
@@ -42,9 +43,14 @@ class Level(NamedTuple):
     visible: Tensor
 
 
-def build_drafter(num_layers: int, num_kv_heads: int, fc_bias: bool, qkv_bias: bool, seed: int) -> EagleDrafter:
+def build_drafter(
+    num_layers: int, num_kv_heads: int, fc_bias: bool, qkv_bias: bool, seed: int, norms: bool = False
+) -> EagleDrafter:
+    """norms: all that an EAGLE-1 variant may add."""
     generator = torch.Generator().manual_seed(seed)
-    shape = EagleShape(HIDDEN, INNER, 4, num_kv_heads, HEAD_DIM, num_layers, EPS, "silu", fc_bias, qkv_bias)
+    shape = EagleShape(
+        HIDDEN, INNER, 4, num_kv_heads, HEAD_DIM, num_layers, EPS, "silu", fc_bias, qkv_bias, *[norms] * 4
+    )
     rope = LlamaConfig(
         hidden_size=HIDDEN, num_attention_heads=4, head_dim=HEAD_DIM, max_position_embeddings=CAPACITY,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
@@ -76,14 +82,19 @@ def plain_rope(heads: Tensor) -> Tensor:
 def plain_states(drafter: EagleDrafter, embedding: Tensor, token_ids: Tensor, features: Tensor) -> Tensor:
     """States [n, D] after every token of one sequence: token_ids [n], features [n, D], no cache."""
     weights, length = drafter.state_dict(), token_ids.shape[0]
-    hidden = torch.cat((embedding[token_ids], features), -1) @ weights["fc.weight"].T + weights.get("fc.bias", 0.0)
+    embedded = embedding[token_ids]
+    if drafter.shape.embed_norm:
+        embedded = plain_norm(embedded, weights["embed_layernorm"])
+    hidden = torch.cat((embedded, features), -1) @ weights["fc.weight"].T + weights.get("fc.bias", 0.0)
     for index in range(drafter.shape.num_layers):
         layer = {name.removeprefix(f"layers.{index}."): value for name, value in weights.items()}
-        normed = hidden if index == 0 else plain_norm(hidden, layer["input_layernorm"])
+        normed = plain_norm(hidden, layer["input_layernorm"]) if "input_layernorm" in layer else hidden
         heads = normed @ layer["qkv_proj.weight"].T + layer.get("qkv_proj.bias", 0.0)
         heads = heads.view(length, -1, HEAD_DIM).transpose(0, 1)
         num_kv = drafter.shape.num_kv_heads
         query, key, value = heads.split([4, num_kv, num_kv])
+        if drafter.shape.qk_norm:
+            query, key = plain_norm(query, layer["q_norm"]), plain_norm(key, layer["k_norm"])
         query, key = plain_rope(query), plain_rope(key)
         key, value = (part.repeat_interleave(4 // num_kv, 0) for part in (key, value))
         scores = query @ key.mT / HEAD_DIM**0.5
@@ -204,6 +215,15 @@ def test_logits_are_the_targets_head_over_the_draft_vocabulary(is_packed: bool) 
     logits = drafter.logits(states, DraftVocab(ids, count, weight[ids] if is_packed else None))
     torch.testing.assert_close(logits[0, :, :3], states[0] @ weight[ids[0, :3]].T, rtol=0, atol=ATOL)
     assert logits[0, :, 3:].eq(-torch.inf).all()
+
+
+def test_a_norm_before_the_head_is_applied() -> None:
+    drafter = build_drafter(1, 4, False, False, seed=5, norms=True)
+    weight, ids = drafter.head.weight, torch.arange(VOCAB)[None]
+    states = torch.randn(1, 2, HIDDEN, dtype=torch.float64)
+    logits = drafter.logits(states, DraftVocab(ids, torch.tensor([VOCAB], dtype=torch.int32), weight[None]))
+    expected = plain_norm(states[0], drafter.lm_head_layernorm) @ weight.T
+    torch.testing.assert_close(logits[0], expected, rtol=0, atol=ATOL)
 
 
 def test_rotary_angles_do_not_depend_on_the_dtype_of_the_weights() -> None:

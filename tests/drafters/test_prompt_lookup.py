@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import nanospec.step_graphs as step_graphs
 from nanospec import SpeculativeDecoder, TreeShape
 from nanospec.drafters import CausalLMDrafter, Drafter, JoinedDrafter, PromptLookupDrafter
-from nanospec.drafters.drafter import FixedShapeDrafter, HasHead
+from nanospec.drafters.drafter import FixedShapeDrafter
 from nanospec.drafters.prompt_lookup import lookup_chains, tree_of_chains
 from nanospec.target import Target
 from tests.drafters.test_joined_tree import assert_valid, paths
@@ -144,7 +144,7 @@ def test_it_drafts_what_the_text_repeats():
 def test_joined_trees_hold_the_models_best_nodes_and_the_chain():
     decoder = joined(kind="causal-lm")
     loop, _ = decoder.speculate(torch.tensor([[4, 8, 4, 8, 15, 4, 8]]), decoder.tree, 40)
-    lookup, grow = decoder.drafter.lookup, loop.tree_drafter._grown.draft
+    lookup, grow = decoder.drafter.lookup, loop.tree_drafter.grower.draft
     chains, grown = [], []
 
     def recording(*arguments):
@@ -152,7 +152,7 @@ def test_joined_trees_hold_the_models_best_nodes_and_the_chain():
         grown.append(paths(grow(*arguments)))
         return grow(*arguments)
 
-    loop.tree_drafter._grown.draft = recording
+    loop.tree_drafter.grower.draft = recording
     trees = []
     loop.on_verdict = lambda tree, verdict, num_accepted: trees.append(tree)
     for _ in loop.steps():
@@ -188,11 +188,10 @@ def test_nothing_inside_a_step_waits_for_the_device():
         assert waits.found == []
 
 
-def test_both_are_drafters_of_fixed_shape_and_have_the_heads_that_they_have():
-    for drafter, has_head in ((PromptLookupDrafter(), False), (joined().drafter, True)):
+def test_both_are_drafters_of_fixed_shape():
+    for drafter in (PromptLookupDrafter(), joined().drafter):
         assert isinstance(drafter, Drafter)
         assert isinstance(drafter, FixedShapeDrafter)
-        assert isinstance(drafter, HasHead) == has_head
 
 
 @pytest.mark.parametrize("make", [alone, joined])
@@ -222,11 +221,11 @@ def test_impossible_arguments_are_named():
     for shortest, longest in ((0, 3), (4, 3)):
         with pytest.raises(ValueError, match=rf"shortest must be in \[1, longest 3\], got {shortest}"):
             PromptLookupDrafter(longest=longest, shortest=shortest)
-    with pytest.raises(TypeError, match="model must have passes of fixed shape and a head, got TableDrafter"):
+    with pytest.raises(TypeError, match="model must have passes of fixed shape, got TableDrafter"):
         JoinedDrafter(TableDrafter(torch.zeros(3, 3)), PromptLookupDrafter())
-    with pytest.raises(NotImplementedError, match=r"scores no tokens: tree_drafter\(shape\) drafts"):
+    with pytest.raises(NotImplementedError, match="scores no tokens: LookupTreeDrafter grows its trees"):
         PromptLookupDrafter().logits(torch.zeros(1, 1, 0), None)
-    with pytest.raises(NotImplementedError, match=r"runs no levels of a tree: tree_drafter\(shape\) drafts"):
+    with pytest.raises(NotImplementedError, match="runs no levels of a tree: LookupTreeDrafter grows its trees"):
         PromptLookupDrafter().advance(torch.zeros(1, 1), torch.zeros(1, 1, 0), 1, torch.ones(1, 1, 1))
 
 

@@ -1,8 +1,7 @@
-"""The kernel through Triton's interpreter against the reference, and compiled for GPUs that need not be here."""
+"""The kernel through Triton's interpreter against the reference."""
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 
 import pytest
@@ -10,11 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton", reason="needs Triton")
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-
 from nanospec.ops.gathered_linear_reference import gathered_linear_reference
+from tests.ops.triton_kernels import load_interpreted
 
 # Sums of up to 300 products of order 1 in float32, of another order than the reference's in float64.
 ATOL = 1e-4
@@ -22,28 +18,18 @@ ATOL = 1e-4
 RTOL = {torch.float32: 0.0, torch.float16: 2**-10}
 
 
-def load_module(interpret: bool) -> ModuleType:
-    """A copy of the kernel's module of our own, whatever the environment says: triton.jit looks there when it runs."""
-    spec = importlib.util.find_spec("nanospec.ops.gathered_linear_triton")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", str(int(interpret)))
-        spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def kernel() -> ModuleType:
-    """Its kernels are interpreted, on the CPU."""
-    return load_module(interpret=True)
+    return load_interpreted("nanospec.ops.gathered_linear_triton")
 
 
 def case(
     kernel: ModuleType, shape: tuple[int, int, int, int, int], *, is_shared: bool, dtype: torch.dtype, draw, **parts
 ) -> None:
-    """Launch into an output full of NaN and compare. shape (B, n, D, V, K); parts: has_bias, has_rows, count."""
+    """Launch into an output full of NaN and compare.
+
+    shape (B, n, D, V, K); parts: has_bias, has_rows, count and perhaps num_multiprocessors.
+    """
     batch_size, num_tokens, hidden_size, vocab_size, num_ids = shape
     num_vocabs = 1 if is_shared else batch_size
     x = torch.randn(batch_size, hidden_size, num_tokens, generator=draw).to(dtype).mT  # strided
@@ -58,7 +44,8 @@ def case(
             rows = rows.masked_fill((torch.arange(num_ids) >= count[:, None])[..., None], float("nan"))
     out = torch.full((batch_size, num_tokens, num_ids), float("nan"), dtype=dtype)
 
-    assert kernel.gathered_linear_triton(x, weight, ids, bias, count, rows, out) is out
+    num_multiprocessors = parts.get("num_multiprocessors", 1)
+    assert kernel.gathered_linear_triton(x, weight, ids, bias, count, rows, out, num_multiprocessors) is out
     wide = [None if part is None else part.double() for part in (x, weight, bias, rows)]
     expected = gathered_linear_reference(wide[0], wide[1], ids, wide[2], count, wide[3])
     torch.testing.assert_close(out.double(), expected, rtol=RTOL[dtype], atol=ATOL)
@@ -76,13 +63,33 @@ def case(
     has_bias=st.booleans(),
     has_rows=st.booleans(),
     count=st.none() | st.lists(st.sampled_from((0, 1, 15, 16, 17, 60)), min_size=3, max_size=3),
+    num_multiprocessors=st.sampled_from((1, 100)),
     dtype=st.sampled_from((torch.float32, torch.float16)),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=40)
-def test_matches_reference(kernel, shape, is_shared, has_bias, has_rows, count, dtype, seed) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    case(kernel, shape, is_shared=is_shared, dtype=dtype, draw=draw, has_bias=has_bias, has_rows=has_rows, count=count)
+def test_matches_reference(kernel, shape, is_shared, dtype, seed, **parts) -> None:
+    case(kernel, shape, is_shared=is_shared, dtype=dtype, draw=torch.Generator().manual_seed(seed), **parts)
+
+
+@pytest.mark.parametrize("dtype", list(RTOL))
+@pytest.mark.parametrize("count", [None, [20, 0, 45]])
+def test_parts_of_a_split_product_add_up(kernel, dtype: torch.dtype, count: list[int] | None) -> None:
+    hidden_size = 1111 if dtype == torch.float32 else 2222
+    _, block_k, block_d = kernel.block_sizes(10, dtype)
+    split_size = kernel.split_dims(hidden_size, block_d, 3 * -(-45 // block_k), 40)
+    assert 1 < -(-hidden_size // split_size) < -(-hidden_size // block_d)
+    parts = {"has_bias": True, "has_rows": False, "count": count, "num_multiprocessors": 40}
+    draw = torch.Generator().manual_seed(0)
+    case(kernel, (3, 10, hidden_size, 50, 45), is_shared=False, dtype=dtype, draw=draw, **parts)
+
+
+def test_only_few_programs_share_a_column(kernel) -> None:
+    split_dims = kernel.split_dims
+    assert split_dims(4096, 128, num_blocks=132, num_multiprocessors=132) == 4096  # every multiprocessor has one
+    assert split_dims(4096, 128, num_blocks=64, num_multiprocessors=132) == 4096 // 4
+    assert split_dims(4096, 128, num_blocks=1, num_multiprocessors=132) == 4096 // 8  # no fewer than four steps each
+    assert split_dims(300, 128, num_blocks=1, num_multiprocessors=132) == 384
 
 
 @pytest.mark.parametrize("count", [0, 45])
@@ -109,34 +116,3 @@ def test_float64_is_refused_by_name(kernel) -> None:
     x, ids = torch.zeros(1, 1, 3, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.int64)
     with pytest.raises(TypeError, match="x must be float16, bfloat16 or float32, got torch.float64"):
         kernel.gathered_linear_triton(x, x[0], ids)
-
-
-TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)] + [GPUTarget("hip", "gfx942", 64)]
-SHARED_MEMORY = 64 * 1024  # bytes a block may use on gfx942; CUDA devices have more
-
-
-@pytest.mark.parametrize("num_tokens", [10, 64])
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_compiles_ahead_of_time(target: GPUTarget, num_tokens: int, monkeypatch, tmp_path) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    module = load_module(interpret=False)
-    kernel = module.gathered_linear_kernel
-    block_n, block_k, block_d = module.block_sizes(num_tokens, torch.bfloat16)
-    constants = {"HAS_ROWS": False, "HAS_BIAS": True, "HAS_COUNT": True}
-    constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d}
-    # As a launch with contiguous tensors, D = 2048 and K = 3072 would specialise it.
-    constants |= dict.fromkeys(("x_stride_d", "source_stride_d", "ids_stride_k", "bias_stride", "out_stride_k"), 1)
-    types = dict.fromkeys(("x", "source", "bias", "out"), "*bf16") | {"draft_ids": "*i64", "count": "*i32"}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    divisible = {
-        (pos,): [["tt.divisibility", 16]]
-        for pos, name in enumerate(kernel.arg_names)
-        if name not in constants and name != "num_tokens"
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
-    options = {"num_warps": 4, "num_stages": module.NUM_STAGES}
-    binary = compile(source, target=target, options=options)
-    assert binary.asm["cubin" if target.backend == "cuda" else "hsaco"]
-    assert binary.metadata.shared <= SHARED_MEMORY + 1024  # a few bytes of barriers where there is room for them

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nanospec.checkpoints import load_eagle_drafter, save_eagle_drafter
 from nanospec.target import Target
 from nanospec.training.train_eagle import UNROLL_WEIGHTS, EagleTrainer, published_config
+from tests.tiny_families import family_model
 
 VOCAB, SEQ_LEN, HIDDEN = 50, 16, 128
 # float64 states of order 10 through one layer: the same sums in another order.
@@ -112,3 +113,8 @@ def test_training_and_drafting_turn_by_the_same_angles(tmp_path: Path) -> None:
     drafter = load_eagle_drafter(tmp_path, build_target(torch.float32))
     for trained, drafted in zip(trainer.rotation, drafter.rotation(SEQ_LEN - 1), strict=True):
         assert torch.equal(trained, drafted.bfloat16())
+
+
+def test_a_target_that_caps_its_logits_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="target must not cap its logits to be distilled, got 6.0"):
+        build_trainer(Target(family_model("gemma2")), noise=0.0)

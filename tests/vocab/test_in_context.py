@@ -20,13 +20,15 @@ ATOL = 1e-12
     capacity=st.integers(1, VOCAB_SIZE),
     batch_size=st.integers(1, 3),
     num_steps=st.integers(1, 4),
+    num_pinned=st.integers(0, VOCAB_SIZE),
 )
-@settings(max_examples=40)
-def test_rows_follow_the_ids_and_both_modes_agree(data, capacity, batch_size, num_steps) -> None:
+@settings(max_examples=60)
+def test_rows_follow_the_ids_and_both_modes_agree(data, capacity, batch_size, num_steps, num_pinned) -> None:
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
     weight = torch.randn(VOCAB_SIZE, HIDDEN_SIZE, dtype=torch.float64, generator=draw)
-    packed = InContextVocab(weight, capacity, batch_size)
-    indexed = InContextVocab(weight, capacity, batch_size, packed=False)
+    pinned_ids = torch.randperm(VOCAB_SIZE, generator=draw)[: min(num_pinned, capacity)]
+    packed = InContextVocab(weight, capacity, batch_size, pinned_ids=pinned_ids)
+    indexed = InContextVocab(weight, capacity, batch_size, packed=False, pinned_ids=pinned_ids)
     head = GatheredHead(weight)
     for _ in range(num_steps):
         if data.draw(st.booleans(), label="reset"):
@@ -41,6 +43,11 @@ def test_rows_follow_the_ids_and_both_modes_agree(data, capacity, batch_size, nu
         assert vocab.rows is not None
         for row, count in enumerate(vocab.count.tolist()):
             assert torch.equal(vocab.rows[row, :count], weight[vocab.draft_ids[row, :count]])
+            active = vocab.draft_ids[row, :count].tolist()
+            assert set(pinned_ids.tolist()) <= set(active)
+            all_ids = torch.arange(VOCAB_SIZE).expand(batch_size, -1)
+            expected = [active.index(token) if token in active else -1 for token in range(VOCAB_SIZE)]
+            assert packed.columns(all_ids)[row].tolist() == expected
         width = max(1, int(vocab.count.max()))
         hidden = torch.randn(batch_size, 3, HIDDEN_SIZE, dtype=torch.float64, generator=draw)
         logits = head(hidden, packed.select(width))

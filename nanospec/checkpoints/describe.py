@@ -1,0 +1,151 @@
+"""What a directory holds, told without reading its weights, and whether it drafts for a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nanospec.checkpoints.detect import (
+    Family,
+    count_layers,
+    count_medusa_heads,
+    detect_family,
+    normalise_names,
+)
+from nanospec.checkpoints.draft_config import layer_settings
+from nanospec.checkpoints.drafter import load_drafter
+from nanospec.checkpoints.eagle3 import AUX_LAYERS
+from nanospec.checkpoints.files import read_config, read_tensors, resolve_checkpoint
+from nanospec.checkpoints.target import load_target_skeleton
+from nanospec.drafters.eagle3 import Eagle3Drafter
+
+OPTIONAL_PARTS = {
+    "fc.bias": "fc.bias",
+    "embed_tokens.weight": "embedding",
+    "lm_head.weight": "head",
+    "d2t": "d2t",
+    "t2d": "t2d",
+    "fc_norm.0.weight": "norm per feature",
+    "input_norm.weight": "norm over all features",
+    "embed_layernorm.weight": "norm of the embedding",
+    "lm_head_layernorm.weight": "norm before the head",
+    "layers.0.self_attn.q_proj.bias": "attention biases",
+    "layers.0.self_attn.q_norm.weight": "norms of queries and keys",
+}
+SWITCHES = ("norm_before_residual", "norm_output")
+
+
+@dataclass(frozen=True)
+class CheckpointDescription:
+    """What a checkpoint is. None: not told by its files, or not a matter of its family.
+
+    family          by the tensors; architectures: what the config claims
+    layout          "speculators <version>", or "published"
+    vocab_size      ids of the target; draft_vocab_size: rows of the draft's own head
+    feature_layers  layers of the target whose inputs an EAGLE-3 draft reads: the config's own words, or with a target
+                    the layers that will be read
+    optional_parts  what not every checkpoint of the family has
+    problems        why it cannot be used, empty if nothing was found
+    """
+
+    path: str
+    family: str
+    layout: str
+    architectures: list[str] | None
+    num_layers: int
+    hidden_size: int | None
+    intermediate_size: int | None
+    num_heads: int | None
+    num_kv_heads: int | None
+    vocab_size: int | None
+    draft_vocab_size: int | None
+    num_medusa_heads: int | None
+    dtypes: list[str]
+    num_parameters: int
+    feature_layers: list[int] | str | None
+    rope_theta: float | None
+    optional_parts: list[str]
+    problems: list[str]
+
+
+def describe_checkpoint(path: str | Path, target: str | Path | None = None) -> CheckpointDescription:
+    """The checkpoint in `path` (directory or hub id). With a `target`, the draft is also read and checked against that
+    target's shapes exactly as for decoding, without the target's weights.
+
+    Raises FileNotFoundError for what is not there, ValueError for files that cannot be read, NotImplementedError for a
+    target that cannot be used.
+    """
+    directory = resolve_checkpoint(path, "path")
+    tensors = normalise_names(read_tensors(directory, specs_only=True))
+    family, problems = detect_family(tensors), []
+    try:
+        config = read_config(directory)
+    except FileNotFoundError as error:
+        config, problems = {}, [str(error)]
+    if family == Family.UNKNOWN:
+        problems.append(f"its tensors are of no known family: {sorted(tensors)[:8]}")
+    feature_layers: list[int] | str | None = _feature_layers(config) if family == Family.EAGLE3 else None
+    if target is not None and not problems:
+        skeleton = load_target_skeleton(target)
+        try:
+            drafter = load_drafter(directory, skeleton)
+            feature_layers = list(drafter.feature_layers) if isinstance(drafter, Eagle3Drafter) else None
+        except (ValueError, NotImplementedError) as error:
+            problems.append(str(error))
+    return _describe(str(path), family, config, tensors, feature_layers, problems)
+
+
+def _describe(
+    path: str,
+    family: Family,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    feature_layers: list[int] | str | None,
+    problems: list[str],
+) -> CheckpointDescription:
+    settings = layer_settings(config)
+    is_draft = family in (Family.EAGLE, Family.EAGLE3)
+    optional = [label for name, label in OPTIONAL_PARTS.items() if name in tensors] if is_draft else []
+    optional += [switch for switch in SWITCHES if config.get(switch) is True]
+    rope = settings.get("rope_parameters")
+    theta = rope.get("rope_theta") if isinstance(rope, dict) else settings.get("rope_theta")
+    return CheckpointDescription(
+        path=path,
+        family=family.value,
+        layout=f"speculators {config.get('speculators_version', '')}".strip()
+        if "speculators_model_type" in config
+        else "published",
+        architectures=config.get("architectures"),
+        num_layers=count_layers(tensors),
+        hidden_size=_size(tensors, 0, "fc.weight", "norm.weight", "0.0.linear.weight"),
+        intermediate_size=_size(tensors, 0, "layers.0.mlp.gate_proj.weight"),
+        num_heads=settings.get("num_attention_heads"),
+        num_kv_heads=settings.get("num_key_value_heads"),
+        vocab_size=_size(tensors, 0, "t2d", "embed_tokens.weight") or settings.get("vocab_size"),
+        draft_vocab_size=_size(tensors, 0, "lm_head.weight", "d2t") if is_draft else None,
+        num_medusa_heads=count_medusa_heads(tensors) if family == Family.MEDUSA else None,
+        dtypes=sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
+        num_parameters=sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point()),
+        feature_layers=feature_layers,
+        rope_theta=float(theta) if isinstance(theta, int | float) else (10000.0 if is_draft else None),
+        optional_parts=optional,
+        problems=problems,
+    )
+
+
+def _feature_layers(config: dict[str, Any]) -> str:
+    """The config's own words on the layers, and what they count."""
+    own, nested = config.get(AUX_LAYERS), config.get("eagle_config")
+    outputs = nested.get(AUX_LAYERS) if isinstance(nested, dict) else None
+    if own is not None:
+        return f"inputs of {own}"
+    return "inputs of 2, L // 2, L - 3 (default)" if outputs is None else f"outputs of {outputs}"
+
+
+def _size(tensors: Mapping[str, Tensor], dim: int, *names: str) -> int | None:
+    """Size of the first of the tensors that is there."""
+    return next((tensors[name].shape[dim] for name in names if name in tensors and tensors[name].dim() > dim), None)

@@ -1,0 +1,156 @@
+"""Which architectures of transformers are right over trees, what sets each apart, and why others are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from nanospec.layer_masks import FULL, SLIDING, LayerMasks
+
+
+class Family(NamedTuple):
+    """How an architecture takes its masks and makes its logits.
+
+    masks_by_layer_type  `layer_types` names a mask for every layer; otherwise `sliding_window` holds for all of them
+    attention            the kernels that are right with trees, the preferred one first
+    caps_logits          `final_logit_softcapping` applies behind the head
+    has_experts          tokens are routed to experts
+    """
+
+    masks_by_layer_type: bool = False
+    attention: tuple[str, ...] = ("sdpa", "eager")
+    caps_logits: bool = False
+    has_experts: bool = False
+
+
+FAMILIES = {
+    "gemma": Family(),
+    "gemma2": Family(masks_by_layer_type=True, attention=("eager",), caps_logits=True),  # sdpa has no soft-cap
+    "gemma3": Family(masks_by_layer_type=True),  # text and images: the text model alone, which has no cap there
+    "gemma3_text": Family(masks_by_layer_type=True, caps_logits=True),
+    "llama": Family(),
+    "mistral": Family(),
+    "mixtral": Family(has_experts=True),
+    "phi3": Family(),
+    "qwen2": Family(masks_by_layer_type=True),
+    "qwen3": Family(masks_by_layer_type=True),
+    "qwen3_moe": Family(has_experts=True),
+}
+# Settings that say why another architecture is left out; None, 0 and False are no reason.
+_REASONS = {
+    "is_encoder_decoder": "an encoder beside the decoder is not supported",
+    "attention_chunk_size": "attention within chunks is not supported",
+    "kv_lora_rank": "the cache holds no latent vectors (MLA)",
+    "num_kv_shared_layers": "layers that share keys and values are not supported",
+    "linear_num_value_heads": "a recurrent state cannot be branched",
+    "mamba_d_state": "a recurrent state cannot be branched",
+    "state_size": "a recurrent state cannot be branched",
+    "lru_width": "a recurrent state cannot be branched",
+    "logit_scale": "scaled logits are not supported",
+    "logits_scaling": "scaled logits are not supported",
+}
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    return FAMILIES[model.config.model_type]
+
+
+def refuse_architecture(config: Mapping[str, Any], argument: str = "target") -> None:
+    """Raises NotImplementedError for a config.json that names no supported model_type, listing those that are."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        text_config = config.get("text_config")
+        reason = _reason(config) or (_reason(text_config) if isinstance(text_config, Mapping) else "")
+        raise NotImplementedError(
+            f"{argument} model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}{reason}"
+        )
+
+
+def _reason(config: Mapping[str, Any]) -> str:
+    for key, reason in _REASONS.items():
+        if config.get(key):
+            return f" ({key}={config[key]!r}: {reason})"
+    return ""
+
+
+def refuse_unsupported(model: PreTrainedModel, compiled_by: str | None = None) -> None:
+    """Raises NotImplementedError for what would decode wrongly, naming the setting, its value and the choices."""
+    refuse_architecture(model.config.to_dict())
+    config, family = model.config.get_text_config(), family_of(model)
+    attention = config._attn_implementation
+    if attention not in family.attention:
+        raise NotImplementedError(
+            f"target attn_implementation of {config.model_type} must be one of {', '.join(family.attention)}, "
+            f"got {attention!r}: other kernels ignore or break tree masks"
+        )
+    if getattr(config, "use_bidirectional_attention", None):
+        raise NotImplementedError(
+            f"target use_bidirectional_attention must be off, got {config.use_bidirectional_attention!r}: "
+            "a token that sees later ones cannot be decoded before them"
+        )
+    if any("dynamic" in rope["rope_type"] for rope in _ropes(config)):
+        raise NotImplementedError(
+            "target rope_type must not depend on the length of a pass, got 'dynamic': a tree is longer than a branch"
+        )
+    if family.has_experts:
+        _refuse_experts(config._experts_implementation, model.dtype, compiled_by)
+
+
+def _refuse_experts(implementation: str, dtype: torch.dtype, compiled_by: str | None) -> None:
+    if compiled_by is not None and implementation == "eager":
+        raise NotImplementedError(
+            "target experts_implementation must be grouped_mm or batched_mm to be compiled, got 'eager': "
+            "its shapes depend on the routing"
+        )
+    if dtype == torch.float64 and implementation == "grouped_mm":
+        raise NotImplementedError(
+            "target experts_implementation must be eager or batched_mm in float64, got 'grouped_mm': "
+            "model.set_experts_implementation changes it"
+        )
+
+
+def layer_masks(model: PreTrainedModel) -> LayerMasks:
+    """The masks of a supported model.
+
+    Raises NotImplementedError for a layer type other than full and sliding attention, ValueError for a window below 1.
+    """
+    config, by_kind = model.config.get_text_config(), family_of(model).masks_by_layer_type
+    window = getattr(config, "sliding_window", None)
+    if by_kind:
+        kinds = tuple(dict.fromkeys(config.layer_types))
+    else:
+        kinds = (FULL,) if window is None else (SLIDING,)
+    for kind in kinds:
+        if kind not in (FULL, SLIDING):
+            raise NotImplementedError(f"target layer_types must be {FULL} or {SLIDING}, got {kind!r}")
+    if SLIDING not in kinds:
+        return LayerMasks(kinds, None, by_kind)
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"target sliding_window must be at least 1 where layers slide, got {window!r}")
+    return LayerMasks(kinds, window, by_kind)
+
+
+def logit_soft_cap(model: PreTrainedModel) -> float | None:
+    """c of c tanh(logits / c) behind the head; None where the model's forward applies none."""
+    if not family_of(model).caps_logits:
+        return None
+    return model.config.get_text_config().final_logit_softcapping
+
+
+def switching_position(model: PreTrainedModel) -> int | None:
+    """First position whose pass rotates otherwise (longrope: Phi-3 with 128k tokens); None where all rotate alike."""
+    ropes = _ropes(model.config.get_text_config())
+    return min(
+        (rope["original_max_position_embeddings"] for rope in ropes if rope["rope_type"] == "longrope"), default=None
+    )
+
+
+def _ropes(config: PreTrainedConfig) -> Iterator[Mapping[str, Any]]:
+    """Rotary settings: those of all layers, or of each layer type."""
+    parameters = config.rope_parameters or {}
+    for rope in (parameters,) if "rope_type" in parameters else parameters.values():
+        if rope is not None:
+            yield rope

@@ -1,0 +1,100 @@
+"""Any policy inside the vocabulary of a draft that scores only some of the target's ids (EAGLE-3's d2t)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from nanospec.draft_vocabulary import HasVocabularyViews, VocabularyViews
+from nanospec.records import DraftVocab
+
+if TYPE_CHECKING:
+    from nanospec.vocab_selector import VocabSelector
+
+
+def head_positions(target_ids: Tensor, vocab_size: int) -> Tensor:
+    """int64 [V + 1]: the row of the draft's head that scores each id, -1 where none does; the last entry is -1.
+
+    Example: target_ids [3, 0] and 4 ids give [1, -1, -1, 0, -1].
+    """
+    positions = torch.full((vocab_size + 1,), -1, device=target_ids.device)
+    return positions.scatter_(0, target_ids, torch.arange(target_ids.shape[0], device=target_ids.device))
+
+
+class ReducedVocab(nn.Module):
+    """A `policy` over rows of the draft's head, seen as one over ids of the target.
+
+    What is observed goes in as positions in the head; an id that the draft cannot say takes no place and is counted.
+    What is selected comes out as ids of the target, with `head_pos` beside them.
+
+    target_ids  int64 [rows of the head], the id that each row scores
+    vocab_size  ids of the target (V)
+    listed      for a fixed list: ids that were asked for, and how many of them the draft cannot say
+    """
+
+    target_ids: Tensor
+    head_pos: Tensor
+    draft_ids: Tensor
+    counted: Tensor
+
+    def __init__(
+        self, policy: VocabSelector, target_ids: Tensor, vocab_size: int, listed: tuple[int, int] = (0, 0)
+    ) -> None:
+        super().__init__()
+        self.policy, self.vocab_size, self.listed = policy, vocab_size, listed
+        self.name, self.observes = policy.name, policy.observes
+        device = policy.select(None).draft_ids.device
+        target_ids = target_ids.to(device)
+        buffers = {
+            "target_ids": target_ids,
+            "head_pos": head_positions(target_ids, vocab_size),
+            "draft_ids": target_ids[policy.select(None).draft_ids],
+            "counted": torch.tensor(listed, device=device),
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """As the policy's; also starts counting anew."""
+        self.policy.reset(rows)
+        for place, number in enumerate(self.listed):
+            self.counted[place] = number
+        self._refresh()
+
+    def observe(self, token_ids: Tensor) -> None:
+        """See ids of the target, integers [B, n], oldest first; -1 means "none". Raises TypeError for other dtypes."""
+        if token_ids.dtype == torch.bool or token_ids.is_floating_point() or token_ids.is_complex():
+            raise TypeError(f"token_ids must be integers, got {token_ids.dtype}")
+        is_id = (token_ids >= 0) & (token_ids < self.vocab_size)
+        positions = self.head_pos[token_ids.long().masked_fill(~is_id, self.vocab_size)]
+        self.counted[0] += is_id.sum()
+        self.counted[1] += (is_id & (positions < 0)).sum()
+        self.policy.observe(positions)
+        self._refresh()
+
+    def select(self, width: int | None = None) -> DraftVocab:
+        """As the policy's, ids of the target; a view that the next `observe` changes."""
+        chosen = self.policy.select(width)
+        return chosen._replace(draft_ids=self.draft_ids[:, : chosen.draft_ids.shape[1]], head_pos=chosen.draft_ids)
+
+    def count_unsayable(self) -> tuple[int, int]:
+        """Ids observed since `reset` (repeated ones each time), and how many of them the draft cannot say.
+
+        Waits for the device.
+        """
+        observed, unsayable = self.counted.tolist()
+        return observed, unsayable
+
+    def vocabulary_views(self) -> VocabularyViews:
+        """For the compile backend: over rows of the draft's head, not over ids."""
+        if not isinstance(self.policy, HasVocabularyViews):
+            raise TypeError(f"vocab must have vocabulary_views(), got {type(self.policy).__name__}, which has none")
+        return self.policy.vocabulary_views()
+
+    def _refresh(self) -> None:
+        """The ids of the policy's present columns, in place."""
+        if self.observes:
+            positions = self.policy.select(None).draft_ids
+            torch.index_select(self.target_ids, 0, positions.flatten(), out=self.draft_ids.view(-1))

@@ -1,0 +1,68 @@
+"""`nanospec inspect`: rows or one object, and an exit status that scripts can use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+from typer.testing import CliRunner
+
+from nanospec.checkpoints.describe import CheckpointDescription
+from nanospec.cli.main import app
+from tests.checkpoints.eagle3_files import HIDDEN, VOCAB, official, write_draft
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> str:
+    return str(write_draft(tmp_path / "draft", official()))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=24, num_hidden_layers=8, num_attention_heads=4
+    )
+    config.save_pretrained(tmp_path / "target")
+    return str(tmp_path / "target")
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, ["inspect", *arguments])
+
+
+def test_rows_name_what_it_is(draft: str, target: str) -> None:
+    result = run(draft, "--target", target)
+    assert result.exit_code == 0
+    rows = dict(line.strip().split("  ", 1) for line in result.stdout.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["family"] == "EAGLE-3"
+    assert rows["feature layers"] == "2, 4, 5"
+    assert rows["draft vocab size"] == "9"
+    assert rows["optional parts"] == "head, d2t, t2d"
+    assert rows["target"].startswith("fits ")
+
+
+def test_json_is_one_object_and_nothing_else(draft: str) -> None:
+    result = run(draft, "--json")
+    printed = json.loads(result.stdout)
+    assert set(printed) == {field.name for field in fields(CheckpointDescription)} | {"target"}
+    assert (printed["family"], printed["problems"], printed["target"]) == ("EAGLE-3", [], None)
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_problem_is_shown_and_ends_with_status_2(tmp_path: Path, target: str, form: tuple[str, ...]) -> None:
+    tensors = official()
+    del tensors["norm.weight"]
+    result = run(str(write_draft(tmp_path / "broken", tensors)), "--target", target, *form)
+    assert result.exit_code == 2
+    assert "missing tensors ['norm.weight']" in " ".join(result.stdout.split())
+
+
+def test_what_is_not_there_is_one_line_on_stderr(tmp_path: Path) -> None:
+    result = run(str(tmp_path / "nowhere"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: path must be a checkpoint directory or a hub id")
+    assert result.stderr.count("\n") == 1
