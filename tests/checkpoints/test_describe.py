@@ -108,5 +108,5 @@ def test_something_else_and_a_missing_config_are_problems(tmp_path: Path, target
 def test_a_target_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     directory = eagle3_files.write_draft(tmp_path / "draft", official())
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(NotImplementedError, match="target model_type must be one of llama, .*, got 'mamba'"):
+    with pytest.raises(NotImplementedError, match="target model_type must be one of .*llama, .*, got 'mamba'"):
         describe_checkpoint(directory, tmp_path)

@@ -27,17 +27,20 @@ def test_an_eagle_1_draft_is_one_whatever_its_config_claims(tmp_path: Path, targ
 @pytest.mark.parametrize(
     ("tensors", "error", "message"),
     [
-        ({"0.0.linear.weight": torch.zeros(2, 2)}, NotImplementedError, "EAGLE-1/2 or EAGLE-3, got Medusa in"),
         (
             {
                 "model.embed_tokens.weight": torch.zeros(2, 2),
                 "model.norm.weight": torch.zeros(2),
                 "model.layers.0.self_attn.q_proj.weight": torch.zeros(2, 2),
             },
-            NotImplementedError,
-            "got causal language model in",
+            ValueError,
+            "draft must be a causal language model of transformers, got",
         ),
-        ({"weight": torch.zeros(2)}, ValueError, r"must be EAGLE-1/2 or EAGLE-3, got tensors \['weight'\] in"),
+        (
+            {"weight": torch.zeros(2)},
+            ValueError,
+            r"must be one of EAGLE-1/2, EAGLE-3, Medusa, causal language model, got tensors \['weight'\] in",
+        ),
     ],
 )
 def test_what_cannot_draft_is_refused_by_its_name(

@@ -115,10 +115,10 @@ def test_states_of_a_tree_are_those_of_a_plain_forward_per_branch(family, prompt
 
 @torch.inference_mode()
 def test_layers_with_a_window_see_as_far_as_in_a_plain_forward():
-    """Rows of a tree lie further back than their tokens: three levels of two nodes, and a window of three tokens."""
+    """Rows of a tree lie further back than their tokens: three levels of two nodes, and a window of two tokens."""
     sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    model = MistralForCausalLM(MistralConfig(sliding_window=3, **sizes, **heads)).double().eval()
+    model = MistralForCausalLM(MistralConfig(sliding_window=2, **sizes, **heads)).double().eval()
     randomize(model, seed=2)
     drafter, visible = CausalLMDrafter(model, VOCAB_SIZE), torch.zeros(2, 0, dtype=torch.bool)
     drafter.reset(32)
