@@ -7,41 +7,41 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nanospec.autoregression import AutoregressiveLoop
+from nanospec.checkpoints.causal_lm import build_causal_lm_drafter
 from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.target import load_target
 from nanospec.compiled_drafter import (
-    CompiledTreeDrafter,
-    compile_headless_drafter,
-    compile_tree_drafter,
     refuse_uncompiled,
 )
+from nanospec.decoder_options import TreeArgument, as_tree_shape, checked_temperature, eos_ids_of, resolve_cuda_graph
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
-from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, deepest_tree
+from nanospec.drafters.drafter import Drafter, HasHead, deepest_tree
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
-from nanospec.headless import HeadlessProbe, headless_drafter
+from nanospec.headless import HeadlessProbe
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams
 from nanospec.speculation import SpeculativeLoop
 from nanospec.static_tree import StaticTree
-from nanospec.static_tree_drafter import StaticTreeDrafter
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.step_graphs import StepGraphs
 from nanospec.target import Target
 from nanospec.text_stream import TextStream
-from nanospec.tree_drafter import TreeDrafter, TreeGrower
+from nanospec.tree_growers import TreeGrowers, model_of
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
+from nanospec.vocab.none import NoVocab
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
@@ -50,7 +50,6 @@ DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
 GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks.md has accept lengths for others
 MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
 FREQUENT_IDS = "frequent_ids.safetensors"
-TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
 
 
 class SpeculativeDecoder:
@@ -58,7 +57,8 @@ class SpeculativeDecoder:
 
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE", "hybrid:N" (N frequent ids and in-context), each
-                      also with "+prior" (`SuccessorPrior`), or a `VocabSelector`
+                      also with "+prior" (`SuccessorPrior`), or a `VocabSelector`, over the head that drafts: the
+                      drafter's own where it has one. Prompt lookup alone scores nothing and reads none
     tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure, or a
                       StaticTree, whose nodes are fixed by rank
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
@@ -95,10 +95,11 @@ class SpeculativeDecoder:
         num_top = min(DEFAULT_NUM_TOP, most) if num_top is None else num_top
         if not 1 <= num_top <= most:
             raise ValueError(f"num_top must be in [1, {most}], got {num_top}")
-        if drafter.dtype != target.dtype:
+        if drafter.dtype not in (None, target.dtype):
             raise ValueError(f"drafter must have the target's dtype {target.dtype}, got {drafter.dtype}")
         self.compile, compiled_by = compile, inner_backend(compile)
-        feature_layers = drafter.feature_layers if isinstance(drafter, Eagle3Drafter) else None
+        model = model_of(drafter)
+        feature_layers = model.feature_layers if isinstance(model, Eagle3Drafter) else None
         if (target.compiled_by, target.feature_layers) != (compiled_by, feature_layers):  # with caches of its own
             target = Target(target.model, compiled_by, feature_layers)
             drafter = drafter.with_own_cache() if isinstance(drafter, EagleDrafter) else drafter
@@ -107,19 +108,21 @@ class SpeculativeDecoder:
         self.vocab = self._build_vocab(vocab)
         if compiled_by is not None:
             refuse_uncompiled(drafter, self.vocab)
-        self.draft_temperature = _checked_temperature(draft_temperature)
-        self._compiled_drafters: dict[tuple[TreeShape, float, bool], CompiledTreeDrafter] = {}
-        self.cuda_graph = _resolve_cuda_graph(cuda_graph, target, drafter, vocab)
+        self.draft_temperature = checked_temperature(draft_temperature)
+        self.cuda_graph = resolve_cuda_graph(cuda_graph, target, drafter, vocab)
         self._step_graphs: OrderedDict[tuple[TreeShape, SamplingParams], StepGraphs] = OrderedDict()
         self._graph_pool = torch.cuda.graph_pool_handle() if self.cuda_graph else None
-        self.eos_ids = _eos_ids(target, tokenizer)
+        self.eos_ids = eos_ids_of(target, tokenizer)
         self.last_stats: GenerationStats | None = None
-        num_rows, max_depth = self.vocab.select(None).draft_ids.shape[-1], deepest_tree(drafter)
+        num_rows, max_depth = self.vocab.select(None).draft_ids.shape[-1], deepest_tree(model)
         self.static_tree = tree if isinstance(tree, StaticTree) else None
+        self._growers = TreeGrowers(drafter, self.vocab, compiled_by, self.static_tree, target.device)
         if self.static_tree is not None and compiled_by is not None:
             raise NotImplementedError(f"compile must be False with a StaticTree, got {compile!r}")
+        if self.static_tree is not None and isinstance(drafter, PromptLookupDrafter):
+            raise NotImplementedError("tree must not be a StaticTree with prompt lookup, which ranks no tokens")
         is_chosen = tree in (None, "auto")
-        self.tree = default_tree_shape(target.device, num_rows, max_depth) if is_chosen else _as_tree_shape(tree)
+        self.tree = default_tree_shape(target.device, num_rows, max_depth) if is_chosen else as_tree_shape(tree)
         if self.tree.branching > num_rows:
             raise ValueError(f"tree branching must be at most {num_rows}, the rows of the vocabulary, got {self.tree}")
         if max_depth is not None and self.tree.depth > max_depth:
@@ -131,14 +134,14 @@ class SpeculativeDecoder:
     def from_pretrained(
         cls,
         target: str | Path | PreTrainedModel,
-        draft: str | Path | Drafter,
+        draft: str | Path | PreTrainedModel | Drafter,
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         feature_layers: Sequence[int] | None = None,
         **options: Any,
     ) -> SpeculativeDecoder:
-        """A decoder over paths, hub ids or loaded modules.
+        """A decoder over paths, hub ids or loaded modules; the draft "prompt-lookup" needs no weights.
 
         dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here, and so
         does feature_layers: the target's layers that an EAGLE-3 draft reads, where its config is wrong. Further options
@@ -146,15 +149,20 @@ class SpeculativeDecoder:
         ids from `frequent_ids.safetensors` where the draft's directory holds it.
         """
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
-        if isinstance(draft, str | Path):
+        drafter: Drafter
+        if draft == PROMPT_LOOKUP:
+            drafter = PromptLookupDrafter(loaded.device)
+        elif isinstance(draft, str | Path):
             directory = resolve_checkpoint(draft, "draft")
-            drafter: Drafter = load_drafter(directory, loaded, feature_layers)
+            drafter = load_drafter(directory, loaded, feature_layers, tokenizer)
             if (directory / FREQUENT_IDS).exists():
                 options.setdefault("frequent_ids", read_static_list(directory / FREQUENT_IDS, loaded.vocab_size))
+        elif isinstance(draft, PreTrainedModel):
+            drafter = build_causal_lm_drafter(draft, loaded)
         elif isinstance(draft, Drafter):
             drafter = draft
         else:
-            raise TypeError(f"draft must be a path, a hub id or a Drafter, got {type(draft).__name__}")
+            raise TypeError(f"draft must be a path, a hub id, a model or a Drafter, got {type(draft).__name__}")
         options.setdefault("tokenizer", tokenizer)
         return cls(loaded, drafter, **options)
 
@@ -181,8 +189,10 @@ class SpeculativeDecoder:
 
     def _build_vocab(self, vocab: str | VocabSelector) -> VocabSelector:
         """The policy over the head that drafts: the target's, or the drafter's own with its own ids."""
-        drafter, target = self.drafter, self.target
-        if not isinstance(drafter, Eagle3Drafter):
+        drafter, target = model_of(self.drafter), self.target
+        if isinstance(drafter, PromptLookupDrafter):
+            return NoVocab(target.vocab_size, target.device)
+        if not isinstance(drafter, HasHead):
             return build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=self.frequent_ids)
         weight, ids = drafter.head.weight, drafter.target_ids
         capacity = min(self.capacity, weight.shape[0])
@@ -225,7 +235,7 @@ class SpeculativeDecoder:
         loop, stats = self._speculate(request, self.tree)
         if probe_headless:  # stage by stage
             loop.fixed_steps = None
-            loop.probe = HeadlessProbe(self._tree_drafter(self.tree, headless=True), stats, self.target.device)
+            loop.probe = HeadlessProbe(self._growers.grower(self.tree, headless=True), stats, self.target.device)
         return self._collect(OutputCutter(request, self._text_stream(request)), loop.steps(), stats)
 
     def stream(self, input_ids: Tensor | Sequence[int], **settings: Any) -> Iterator[StreamPiece]:
@@ -273,7 +283,7 @@ class SpeculativeDecoder:
 
     def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
         stats = replace(self._new_stats(), tree=tree, lossless=request.sampling.is_lossless)
-        tree_drafter = self._tree_drafter(tree, self._temperature_for(request))
+        tree_drafter = self._growers.grower(tree, self._temperature_for(request))
         loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
         if self.cuda_graph:
             loop.fixed_steps = self._graphs_of(loop)
@@ -294,23 +304,6 @@ class SpeculativeDecoder:
         if self.draft_temperature is not None:
             return self.draft_temperature
         return GREEDY_DRAFT_TEMPERATURE if request.sampling.is_greedy else 1.0
-
-    def _tree_drafter(self, shape: TreeShape, temperature: float = 1.0, headless: bool = False) -> TreeGrower:
-        """Grows the trees of a request; compiled ones are kept, each with its graph."""
-        drafter, inner, device = self.drafter, self.target.compiled_by, self.target.device
-        if inner is None:
-            drafter = headless_drafter(drafter, shape, device) if headless else drafter
-            if self.static_tree is not None and shape == self.static_tree.shape:
-                return StaticTreeDrafter(drafter, self.static_tree, device)
-            return TreeDrafter(drafter, shape, temperature)
-        key = (shape, temperature, headless)
-        if key not in self._compiled_drafters:
-            if headless:
-                compiled = compile_headless_drafter(drafter, shape, inner)
-            else:
-                compiled = compile_tree_drafter(drafter, shape, self.vocab, inner, temperature)
-            self._compiled_drafters[key] = compiled
-        return self._compiled_drafters[key]
 
     def _request(
         self,
@@ -346,47 +339,3 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise ValueError(f"{what} needs a tokenizer, got none: pass tokenizer= or use a target directory with one")
         return self.tokenizer
-
-
-def _resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: str | VocabSelector) -> bool:
-    """Whether steps are captured. Raises TypeError for what is no bool and for a drafter whose passes have no fixed
-    shape, ValueError off CUDA."""
-    if cuda_graph is not None and not isinstance(cuda_graph, bool):
-        raise TypeError(f"cuda_graph must be True, False or None, got {cuda_graph!r}")
-    on_cuda, is_fixed = target.device.type == "cuda", isinstance(drafter, FixedShapeDrafter)
-    if cuda_graph is None:
-        return on_cuda and is_fixed and isinstance(vocab, str)
-    if cuda_graph and not on_cuda:
-        raise ValueError(f"cuda_graph=True needs a target on a CUDA device, got {target.device}")
-    if cuda_graph and not is_fixed:
-        raise TypeError(f"cuda_graph=True needs a drafter with passes of fixed shape, got {type(drafter).__name__}")
-    return cuda_graph
-
-
-def _checked_temperature(draft_temperature: float | None) -> float | None:
-    """Raises TypeError for what is no number, ValueError unless it is finite and above 0."""
-    if draft_temperature is None:
-        return None
-    if isinstance(draft_temperature, bool) or not isinstance(draft_temperature, int | float):
-        raise TypeError(f"draft_temperature must be a number or None, got {draft_temperature!r}")
-    if not 0 < draft_temperature < float("inf"):
-        raise ValueError(f"draft_temperature must be above 0 and finite, got {draft_temperature}")
-    return float(draft_temperature)
-
-
-def _as_tree_shape(tree: TreeArgument) -> TreeShape:
-    if isinstance(tree, StaticTree):
-        return tree.shape
-    if not isinstance(tree, tuple | list) or len(tree) != 3:
-        raise ValueError(f"tree must be 'auto', None or (depth, branching, num_nodes), got {tree!r}")
-    return TreeShape(*tree).validated()
-
-
-def _eos_ids(target: Target, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """End-of-sequence ids of the generation config, else of the model config, else of the tokenizer."""
-    sources = (getattr(target.model, "generation_config", None), target.config, tokenizer)
-    for source in sources:
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            return frozenset(ids if isinstance(ids, list | tuple) else [ids])
-    return frozenset()

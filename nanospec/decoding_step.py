@@ -66,7 +66,7 @@ class DecodingStep:
             self.seen.copy_(seen)
 
     def run(self, width: int) -> tuple[DraftTree, Verdict]:
-        """One step over the first `width` rows of the caches, which hold all certain tokens and one tree."""
+        """One step over the first `width` rows of the caches, which hold all certain tokens, the root and one tree."""
         place = CachePlace(self.length, width)
         tree = self.tree_drafter.draft(self.root_id, self.state, self.vocab.select(), place)
         output = self.target.judge(tree, self.num_top, place)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nanospec.decoding_step import DecodingStep
+from nanospec.drafters.drafter import TakesFirstToken
 from nanospec.headless import HeadlessProbe
 from nanospec.records import DraftTree, Verdict
 from nanospec.request import Request
@@ -136,6 +137,8 @@ class SpeculativeLoop:
             following = torch.cat((input_ids[:, 1:], root_id), 1)
             if isinstance(self.vocab, PriorVocab):
                 self.vocab.learn(input_ids, prefill.top_ids[None], following)
+            if isinstance(self.drafter, TakesFirstToken):
+                self.drafter.begin(input_ids[:, :1])
             state = self.drafter.extend(following, prefill.features)
             self.num_active = int(self.vocab.select(None).count.max())
             if self.seen is not None:

@@ -40,7 +40,8 @@ class FixedSteps:
 
     def __init__(self, step: DecodingStep) -> None:
         self._step = step
-        self._num_tree_rows = max(cache_rows_needed(step.tree_drafter.shape), step.path_length)
+        # One more: the root, which a drafter may count among its certain tokens.
+        self._num_rows_behind = max(cache_rows_needed(step.tree_drafter.shape), step.path_length) + 1
 
     def begin(self, root_id: Tensor, state: Tensor, uniforms: Tensor, seen: Tensor | None) -> None:
         """As `DecodingStep.begin`; the prompt lies in the caches of target and drafter."""
@@ -51,7 +52,7 @@ class FixedSteps:
     def step(self) -> StepOutcome:
         """One step. Nothing is counted as certain if the target's logits were not finite."""
         cache = self._step.target.cache
-        outcome = StepOutcome.from_list(self._run(bucketed_width(cache.length + self._num_tree_rows)))
+        outcome = StepOutcome.from_list(self._run(bucketed_width(cache.length + self._num_rows_behind)))
         if outcome.bad_node < 0:
             cache.commit(outcome.num_accepted)
             self._step.drafter.commit(outcome.num_accepted)

@@ -133,23 +133,36 @@ class Target(nn.Module):
         Raises ValueError for a prompt that reaches behind the switch of longrope.
         """
         self._refuse_behind_switch(self.cache.length + input_ids.shape[1])
-        last_states, features = [], []
-        for chunk in input_ids.split(PREFILL_CHUNK, dim=1):
-            start, length = self.cache.length, chunk.shape[1]
-            depth = torch.arange(length, device=chunk.device)[None]
-            visible = torch.arange(start + length, device=chunk.device) <= start + depth[:, :, None]
-            masks = self._masks.build(visible, start, depth, self.dtype)
-            last_state, feature = self._run_body(chunk, start + depth, masks, self.cache.rows(length))
-            last_states.append(last_state)
-            features.append(feature)
-            self.cache.commit(length)
-        hidden = torch.cat(last_states, 1)
+        hidden, features = self._read(input_ids)
         top_ids = input_ids.new_empty(0, num_top)
         if num_top:
             parts = hidden[0].split(HEAD_CHUNK)
             top_ids = torch.cat([blocked_topk(self.head(part), num_top)[1] for part in parts])
-        all_features = hidden if self.feature_layers is None else torch.cat(features, 1)
-        return Prefill(all_features, top_ids, self.head(hidden[:, -1]))
+        return Prefill(features, top_ids, self.head(hidden[:, -1]))
+
+    @torch.no_grad()
+    def read(self, token_ids: Tensor) -> Tensor:
+        """Take in int64 [1, n] behind the certain tokens and make them certain; last hidden states [1, n, D]. No head
+        runs."""
+        return self._read(token_ids)[0]
+
+    @torch.no_grad()
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        length: Tensor | int,
+        depth: Tensor,
+        visible: Tensor,
+        rows: CacheRows,
+        row_depth: Tensor,
+    ) -> Tensor:
+        """Last hidden states [B, n, D] of a pass that leaves its rows uncertain, without a head and never compiled.
+
+        token_ids, depth int64 [B, n]: tokens at positions length + depth; visible bool [B, n, rows.end]: what they see;
+        row_depth int64 [B, m]: depths of the m rows behind the certain ones, these tokens last.
+        """
+        masks = self._masks.build(visible, length, depth, self.dtype, row_depth)
+        return self._run_body(token_ids, self._positions(length, depth), masks, rows)[0]
 
     @torch.no_grad()
     def judge(self, tree: DraftTree, num_top: int = 1, place: CachePlace | None = None) -> Verification:
@@ -180,6 +193,21 @@ class Target(nn.Module):
         """Last hidden states after their norm [.., D] -> logits [.., V], capped where the model's own forward does."""
         logits, cap = self.model.get_output_embeddings()(hidden), self.logit_soft_cap
         return logits if cap is None else (logits / cap).tanh() * cap
+
+    def _read(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states [1, n, D] and features [1, n, F] of tokens that become certain."""
+        last_states, features = [], []
+        for chunk in token_ids.split(PREFILL_CHUNK, dim=1):
+            start, length = self.cache.length, chunk.shape[1]
+            depth = torch.arange(length, device=chunk.device)[None]
+            visible = torch.arange(start + length, device=chunk.device) <= start + depth[:, :, None]
+            masks = self._masks.build(visible, start, depth, self.dtype)
+            last_state, feature = self._run_body(chunk, self._positions(start, depth), masks, self.cache.rows(length))
+            last_states.append(last_state)
+            features.append(feature)
+            self.cache.commit(length)
+        hidden = torch.cat(last_states, 1)
+        return hidden, hidden if self.feature_layers is None else torch.cat(features, 1)
 
     def _refuse_behind_switch(self, num_tokens: int) -> None:
         if self._switching_position is not None and num_tokens > self.context_window:

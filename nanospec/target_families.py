@@ -58,13 +58,15 @@ def family_of(model: PreTrainedModel) -> Family:
     return FAMILIES[model.config.model_type]
 
 
-def refuse_architecture(config: Mapping[str, Any]) -> None:
+def refuse_architecture(config: Mapping[str, Any], argument: str = "target") -> None:
     """Raises NotImplementedError for a config.json that names no supported model_type, listing those that are."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         text_config = config.get("text_config")
         reason = _reason(config) or (_reason(text_config) if isinstance(text_config, Mapping) else "")
-        raise NotImplementedError(f"target model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}{reason}")
+        raise NotImplementedError(
+            f"{argument} model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}{reason}"
+        )
 
 
 def _reason(config: Mapping[str, Any]) -> str:

@@ -270,7 +270,7 @@ def test_a_drafter_of_another_dtype_or_kind_is_refused():
     target = tiny_target(seed=1)
     with pytest.raises(ValueError, match="target's dtype torch.float64, got torch.float32"):
         SpeculativeDecoder(target, tiny_drafter(target, 1).float(), "full")
-    with pytest.raises(TypeError, match="draft must be a path, a hub id or a Drafter, got NoneType"):
+    with pytest.raises(TypeError, match="draft must be a path, a hub id, a model or a Drafter, got NoneType"):
         SpeculativeDecoder.from_pretrained(tiny_model(1), None)
 
 

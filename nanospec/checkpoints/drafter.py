@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
+from nanospec.checkpoints.causal_lm import load_causal_lm_drafter
 from nanospec.checkpoints.detect import Family, detect_family, normalise_names
 from nanospec.checkpoints.eagle import build_eagle_drafter
 from nanospec.checkpoints.eagle3 import build_eagle3_drafter
@@ -13,16 +16,22 @@ from nanospec.checkpoints.medusa import build_medusa_drafter
 from nanospec.drafters.drafter import Drafter
 from nanospec.target import Target
 
-LOADED = f"{Family.EAGLE.value}, {Family.EAGLE3.value} or {Family.MEDUSA.value}"
+LOADED = ", ".join(family.value for family in Family if family != Family.UNKNOWN)
 
 
-def load_drafter(path: str | Path, target: Target, feature_layers: Sequence[int] | None = None) -> Drafter:
+def load_drafter(
+    path: str | Path,
+    target: Target,
+    feature_layers: Sequence[int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Drafter:
     """The draft in `path` (directory or hub id) on the target's device and in its dtype; its tensors say what it is.
 
     feature_layers: for EAGLE-3, the layers of the target whose inputs it reads, where the config is wrong or silent.
+    tokenizer: the target's, which a complete language model as draft must share.
 
     Raises FileNotFoundError; ValueError naming the tensor or key that is missing, unused, non-finite or does not match
-    the target; NotImplementedError for a family that is known but cannot draft here.
+    the target; NotImplementedError for a language model that could not be a target.
     """
     directory = resolve_checkpoint(path, "draft")
     tensors = normalise_names(read_tensors(directory))
@@ -35,6 +44,6 @@ def load_drafter(path: str | Path, target: Target, feature_layers: Sequence[int]
         return build_eagle_drafter(directory, read_config(directory), tensors, target)
     if family == Family.MEDUSA:
         return build_medusa_drafter(directory, tensors, target)
-    if family == Family.UNKNOWN:
-        raise ValueError(f"draft must be {LOADED}, got tensors {sorted(tensors)[:8]} in {directory}")
-    raise NotImplementedError(f"draft must be {LOADED}, got {family.value} in {directory}")
+    if family == Family.CAUSAL_LM:
+        return load_causal_lm_drafter(directory, target, tokenizer)
+    raise ValueError(f"draft must be one of {LOADED}, got tensors {sorted(tensors)[:8]} in {directory}")

@@ -37,14 +37,22 @@ def load_target(
         return Target(source), None
     if not isinstance(source, str | Path):
         raise TypeError(f"target must be a path, a hub id or a PreTrainedModel, got {type(source).__name__}")
+    model, tokenizer = load_language_model(source, "target", dtype, device)
+    return Target(model), tokenizer
+
+
+def load_language_model(
+    source: str | Path, argument: str, dtype: str | torch.dtype | None, device: str | torch.device | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """As `load_target`, without a `Target` around it; errors call it `argument`."""
     torch_dtype = parse_dtype(dtype)
-    directory = resolve_checkpoint(source, "target")
+    directory = resolve_checkpoint(source, argument)
     config = read_config(directory)
-    refuse_architecture(config)
+    refuse_architecture(config, argument)
     place = parse_device(device)
-    model = _load_model(directory, torch_dtype, FAMILIES[config["model_type"]].attention[0]).to(place)
+    model = _load_model(directory, torch_dtype, FAMILIES[config["model_type"]].attention[0], argument).to(place)
     check_finite(dict(model.state_dict()), directory)
-    return Target(model), _load_tokenizer(directory)
+    return model, _load_tokenizer(directory)
 
 
 def load_target_skeleton(path: str | Path) -> Target:
@@ -87,17 +95,19 @@ def parse_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def _load_model(directory: Path, dtype: torch.dtype | None, attention: str) -> PreTrainedModel:
+def _load_model(directory: Path, dtype: torch.dtype | None, attention: str, argument: str) -> PreTrainedModel:
     try:
         with _QuietLoading():
             model, report = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"target must be a causal language model of transformers, got {directory}: {error}") from error
+        raise ValueError(
+            f"{argument} must be a causal language model of transformers, got {directory}: {error}"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ValueError(f"target {directory} must hold all its weights, missing {missing[:8]}")
+        raise ValueError(f"{argument} {directory} must hold all its weights, missing {missing[:8]}")
     return model
 
 

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanospec.cli.progress import busy
+from nanospec.demo import TARGET_DIRECTORY
+from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP
 from nanospec.tree_shape import TreeShape, parse_tree_shape
 
 if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
 
 TargetOption = Annotated[str | None, typer.Option(help="Target model: path or hub id. Default: the embedded pair.")]
-DraftOption = Annotated[str | None, typer.Option(help="Draft model of that target: path or hub id.")]
+DraftOption = Annotated[
+    str | None, typer.Option(help="Draft of that target: path or hub id, or prompt-lookup, which needs no weights.")
+]
 TreeOption = Annotated[
     str | None,
     typer.Option(metavar="auto|DEPTH,BRANCHING,NODES", help="Tree to draft; auto measures at start-up."),
@@ -54,8 +58,11 @@ def load_decoder(
 ) -> SpeculativeDecoder:
     """The decoder of the embedded pair, or of `target` and `draft` when both are given.
 
-    Raises ValueError when only one of them is given, and for a tree that cannot be read.
+    The draft "prompt-lookup" fits any target; alone it drafts for the embedded one. Raises ValueError when only one of
+    them is given otherwise, and for a tree that cannot be read.
     """
+    if target is None and draft == PROMPT_LOOKUP:
+        target = str(TARGET_DIRECTORY)
     if (target is None) != (draft is None):
         given, missing = ("--draft", "--target") if target is None else ("--target", "--draft")
         raise ValueError(f"--target and --draft must be given together, got {given} without {missing}")

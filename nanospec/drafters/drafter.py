@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftVocab
 
@@ -21,8 +22,8 @@ class Drafter(Protocol):
     name: str
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights and states: the target's."""
+    def dtype(self) -> torch.dtype | None:
+        """Of its weights and states: the target's; None: it has no weights."""
 
     def reset(self, capacity: int) -> None:
         """Forget the last request and make room for `capacity` tokens, the nodes of one tree included."""
@@ -56,8 +57,33 @@ class DepthLimited(Protocol):
 
 
 @runtime_checkable
+class TakesFirstToken(Protocol):
+    """A drafter that reads the text from its first token on, which `extend` never gets: no feature stands before it."""
+
+    def begin(self, first_id: Tensor) -> None:
+        """Take in int64 [B, 1], the prompt's first token, between `reset` and the first `extend`."""
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """A drafter that scores ids with one head, the target's or its own: draft vocabularies are made of its rows."""
+
+    @property
+    def head(self) -> GatheredHead:
+        """Weight [rows, D] and bias."""
+
+    @property
+    def target_ids(self) -> Tensor | None:
+        """int64 [rows], the target's id that each row scores; None: row i scores id i, and all ids have a row."""
+
+
+@runtime_checkable
 class FixedShapeDrafter(Drafter, Protocol):
-    """A drafter whose passes can take place where only the device knows: what a captured decoding step needs."""
+    """A drafter whose passes can take place where only the device knows: what a captured decoding step needs.
+
+    A `CachePlace` counts the target's certain tokens. That is without the root, and so are EAGLE's, which lack the
+    first token; a drafter that takes it in holds one more.
+    """
 
     @property
     def state_size(self) -> int:

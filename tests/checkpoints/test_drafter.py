@@ -33,10 +33,14 @@ def test_an_eagle_1_draft_is_one_whatever_its_config_claims(tmp_path: Path, targ
                 "model.norm.weight": torch.zeros(2),
                 "model.layers.0.self_attn.q_proj.weight": torch.zeros(2, 2),
             },
-            NotImplementedError,
-            "got causal language model in",
+            ValueError,
+            "draft must be a causal language model of transformers, got",
         ),
-        ({"weight": torch.zeros(2)}, ValueError, r"must be EAGLE-1/2, EAGLE-3 or Medusa, got tensors \['weight'\] in"),
+        (
+            {"weight": torch.zeros(2)},
+            ValueError,
+            r"must be one of EAGLE-1/2, EAGLE-3, Medusa, causal language model, got tensors \['weight'\] in",
+        ),
     ],
 )
 def test_what_cannot_draft_is_refused_by_its_name(

@@ -120,8 +120,8 @@ def test_the_default_comparison_needs_no_list_of_frequent_ids(pair, tmp_path):
     [
         (["generate", "x", "--target", "no/such/place", "--draft", "{draft}"], "target must be a checkpoint directory"),
         (
-            ["generate", "x", "--target", "{target}", "--draft", "{target}"],
-            "draft must be EAGLE-1/2, EAGLE-3 or Medusa, got causal language model",
+            ["generate", "x", "--target", "{draft}", "--draft", "{target}"],
+            "target model_type must be one of",
         ),
         (["generate", "x", "--target", "{target}", "--draft", "{draft}", "--vocab", "magic"], "'in-context'"),
         (["generate", "x", "--target", "{target}", "--draft", "{draft}", "--max-new-tokens", "0"], "max_new_tokens"),
@@ -141,3 +141,12 @@ def test_bad_input_is_one_line_and_exit_status_two(pair, arguments, message):
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.mark.parametrize("draft", ["prompt-lookup", "itself"])
+def test_drafts_without_special_training_give_the_same_tokens(pair, draft):
+    target, eagle = pair
+    other = (target, target if draft == "itself" else draft)
+    printed = generate(other)
+    assert printed["token_ids"] == generate((target, eagle))["token_ids"]
+    assert printed["drafter"] == ("causal-lm" if draft == "itself" else draft)

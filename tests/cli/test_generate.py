@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from nanospec.cli.generate import figures_line
 from nanospec.cli.main import app
+from nanospec.demo import TARGET_DIRECTORY
 from nanospec.stats import GenerationStats
 from nanospec.tree_shape import TreeShape
 
@@ -202,3 +203,9 @@ def test_version_is_printed():
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0
     assert result.stdout.startswith("nanospec ")
+
+
+def test_prompt_lookup_drafts_for_the_embedded_target_or_for_a_given_one(script):
+    assert run("Hello", "--draft", "prompt-lookup").exit_code == 0
+    assert run("Hello", "--target", "there", "--draft", "prompt-lookup").exit_code == 0
+    assert [pair for pair, _ in script.loaded] == [(str(TARGET_DIRECTORY), "prompt-lookup"), ("there", "prompt-lookup")]

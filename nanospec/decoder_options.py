@@ -1,0 +1,59 @@
+"""What the arguments of a `SpeculativeDecoder` mean, checked before anything is built."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
+from nanospec.static_tree import StaticTree
+from nanospec.target import Target
+from nanospec.tree_shape import TreeShape
+from nanospec.vocab_selector import VocabSelector
+
+TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
+
+
+def resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: str | VocabSelector) -> bool:
+    """Whether steps are captured. Raises TypeError for what is no bool and for a drafter whose passes have no fixed
+    shape, ValueError off CUDA."""
+    if cuda_graph is not None and not isinstance(cuda_graph, bool):
+        raise TypeError(f"cuda_graph must be True, False or None, got {cuda_graph!r}")
+    on_cuda, is_fixed = target.device.type == "cuda", isinstance(drafter, FixedShapeDrafter)
+    if cuda_graph is None:
+        return on_cuda and is_fixed and isinstance(vocab, str)
+    if cuda_graph and not on_cuda:
+        raise ValueError(f"cuda_graph=True needs a target on a CUDA device, got {target.device}")
+    if cuda_graph and not is_fixed:
+        raise TypeError(f"cuda_graph=True needs a drafter with passes of fixed shape, got {type(drafter).__name__}")
+    return cuda_graph
+
+
+def checked_temperature(draft_temperature: float | None) -> float | None:
+    """Raises TypeError for what is no number, ValueError unless it is finite and above 0."""
+    if draft_temperature is None:
+        return None
+    if isinstance(draft_temperature, bool) or not isinstance(draft_temperature, int | float):
+        raise TypeError(f"draft_temperature must be a number or None, got {draft_temperature!r}")
+    if not 0 < draft_temperature < float("inf"):
+        raise ValueError(f"draft_temperature must be above 0 and finite, got {draft_temperature}")
+    return float(draft_temperature)
+
+
+def as_tree_shape(tree: TreeArgument) -> TreeShape:
+    if isinstance(tree, StaticTree):
+        return tree.shape
+    if not isinstance(tree, tuple | list) or len(tree) != 3:
+        raise ValueError(f"tree must be 'auto', None or (depth, branching, num_nodes), got {tree!r}")
+    return TreeShape(*tree).validated()
+
+
+def eos_ids_of(target: Target, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """End-of-sequence ids of the generation config, else of the model config, else of the tokenizer."""
+    sources = (getattr(target.model, "generation_config", None), target.config, tokenizer)
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list | tuple) else [ids])
+    return frozenset()
