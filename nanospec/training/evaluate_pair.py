@@ -1,6 +1,6 @@
 """Held-out figures of a target and its drafter, per task: loss, and accept length of single speculative steps.
 
-    python -m nanospec.training.evaluate_pair --corpus heldout.jsonl.xz --target DIR --draft DIR --out figures.json
+    python -m nanospec.training.evaluate_pair --corpus heldout.jsonl.xz --target DIR --draft DIR --cache DIR --out FILE
 
 One step per context, cut at a random place of a held-out response, so that no repetitive output of the model's own
 flatters anybody. Accept length: tokens per target pass, bonus token included, greedy.
@@ -26,7 +26,7 @@ from nanospec.training.corpus import TokenizedCorpus, tokenize_corpus
 from nanospec.tree_shape import TreeShape
 
 TREE = TreeShape(depth=5, branching=8, num_nodes=32)
-POLICIES = ("full", "static:1024", "static:4096", "static:32768", "in-context")
+POLICIES = ("full", "static:1024", "static:4096", "static:32768", "in-context", "hybrid:1024", "hybrid:1024+prior")
 
 
 @torch.inference_mode()
@@ -93,15 +93,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num-documents", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocab", nargs="+", default=list(POLICIES))
+    parser.add_argument("--draft-temperature", type=float, default=1.0, help="1 is EAGLE-2's tree")
+    parser.add_argument("--no-loss", action="store_true", help="leave out the target's loss")
     args = parser.parse_args()
     tokenizer = read_tokenizer(args.target / "tokenizer.json.xz")
-    decoder = SpeculativeDecoder.from_pretrained(args.target, args.draft, vocab="full", tree=TREE, dtype="bfloat16")
+    options = {"tree": TREE, "dtype": "bfloat16", "draft_temperature": args.draft_temperature}
+    decoder = SpeculativeDecoder.from_pretrained(args.target, args.draft, vocab="full", **options)
     corpus = tokenize_corpus(args.corpus, tokenizer, args.cache)
     rows = np.random.default_rng(args.seed).permutation(len(corpus.categories))[: args.num_documents]
     contexts = cut_contexts(corpus, rows, decoder.target.context_window, args.seed)
     figures: dict = {"documents": len(rows), "contexts": len(contexts), "tree": TREE._asdict(), "accept_length": {}}
-    figures["loss_nats_per_response_token"] = loss_per_task(decoder.target, corpus, rows)
-    for policy in POLICIES:
+    figures["draft_temperature"] = args.draft_temperature
+    if not args.no_loss:
+        figures["loss_nats_per_response_token"] = loss_per_task(decoder.target, corpus, rows)
+    for policy in args.vocab:
         lengths, active = accept_length_per_task(decoder.with_vocab(policy), contexts)
         figures["accept_length"][policy] = {"rows": active, **lengths}
         print(policy, round(active, 1), {name: round(value, 3) for name, value in lengths.items()}, flush=True)

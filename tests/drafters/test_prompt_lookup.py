@@ -12,6 +12,7 @@ from nanospec import SpeculativeDecoder, TreeShape
 from nanospec.drafters import CausalLMDrafter, Drafter, JoinedDrafter, PromptLookupDrafter
 from nanospec.drafters.drafter import FixedShapeDrafter
 from nanospec.drafters.prompt_lookup import lookup_chains, tree_of_chains
+from nanospec.static_tree import StaticTree
 from nanospec.target import Target
 from tests.drafters.test_joined_tree import assert_valid, paths
 from tests.test_decoding_step import Waits, fixed_loop
@@ -242,3 +243,14 @@ def test_captured_steps_give_the_tokens_of_plain_ones(kind):
     for prompt in ([1, 2, 3], [7] * 20, [1, 2, 3]):
         expected = plain.generate(prompt, max_new_tokens=60).token_ids
         assert captured.generate(prompt, max_new_tokens=60).token_ids == expected
+
+
+def test_a_static_tree_is_joined_too_and_refused_for_lookup_alone():
+    tree = StaticTree(((0,), (1,), (0, 0), (0, 1), (1, 0)))
+    decoder = joined(shape=tree)
+    expected = decoder.generate_autoregressive([1, 2, 3], max_new_tokens=30).token_ids
+    result = decoder.generate([1, 2, 3], max_new_tokens=30)
+    assert result.token_ids == expected
+    assert result.stats.drafter == "eagle+prompt-lookup"
+    with pytest.raises(NotImplementedError, match="tree must not be a StaticTree with prompt lookup"):
+        alone(shape=tree)
