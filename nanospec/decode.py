@@ -23,8 +23,7 @@ from nanospec.compiled_drafter import (
 )
 from nanospec.decoder_options import TreeArgument, as_tree_shape, checked_temperature, eos_ids_of, resolve_cuda_graph
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
-from nanospec.drafters.drafter import Drafter, HasHead, deepest_tree
-from nanospec.drafters.eagle import EagleDrafter
+from nanospec.drafters.drafter import Drafter, HasHead, HasOwnCache, deepest_tree
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
@@ -35,7 +34,7 @@ from nanospec.sampling import SamplingParams
 from nanospec.speculation import SpeculativeLoop
 from nanospec.static_tree import StaticTree
 from nanospec.stats import GenerationStats, StageClock
-from nanospec.step_graphs import StepGraphs
+from nanospec.step_graphs import CaptureResources, StepGraphs
 from nanospec.target import Target
 from nanospec.text_stream import TextStream
 from nanospec.tree_growers import TreeGrowers, model_of
@@ -44,6 +43,7 @@ from nanospec.tree_tuning import tune_tree_shape
 from nanospec.vocab.none import NoVocab
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.static_list import read_static_list
+from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
@@ -71,7 +71,8 @@ class SpeculativeDecoder:
     draft_temperature the drafter's logits are divided by it when a tree is grown; None: 0.5 for greedy requests, whose
                       target takes first choices more often than the drafter's probabilities say, else 1
     cuda_graph        whole decoding steps are replayed as CUDA graphs, captured as contexts grow; the same tokens.
-                      None: on CUDA, if the drafter's passes have fixed shapes and the vocabulary is one of ours
+                      None: on CUDA, if the drafter's passes have fixed shapes, the vocabulary is one of ours and
+                      experts, where a target has them, are computed by kernels that can be captured
 
     Raises ValueError or TypeError naming the argument, what it must be and what it was; NotImplementedError for a
     drafter that cannot be compiled.
@@ -102,16 +103,17 @@ class SpeculativeDecoder:
         feature_layers = model.feature_layers if isinstance(model, Eagle3Drafter) else None
         if (target.compiled_by, target.feature_layers) != (compiled_by, feature_layers):  # with caches of its own
             target = Target(target.model, compiled_by, feature_layers)
-            drafter = drafter.with_own_cache() if isinstance(drafter, EagleDrafter) else drafter
+            drafter = drafter.with_own_cache() if isinstance(drafter, HasOwnCache) else drafter
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.num_top, self.capacity, self.frequent_ids = num_top, min(capacity, target.vocab_size), frequent_ids
         self.vocab = self._build_vocab(vocab)
         if compiled_by is not None:
             refuse_uncompiled(drafter, self.vocab)
         self.draft_temperature = checked_temperature(draft_temperature)
-        self.cuda_graph = resolve_cuda_graph(cuda_graph, target, drafter, vocab)
-        self._step_graphs: OrderedDict[tuple[TreeShape, SamplingParams], StepGraphs] = OrderedDict()
-        self._graph_pool = torch.cuda.graph_pool_handle() if self.cuda_graph else None
+        self._asked_cuda_graph = cuda_graph
+        self.cuda_graph = resolve_cuda_graph(cuda_graph, target, drafter, self.vocab)
+        self._step_graphs: OrderedDict[tuple[TreeShape, SamplingParams, float], StepGraphs] = OrderedDict()
+        self._capture = CaptureResources.of(target.device) if self.cuda_graph else None
         self.eos_ids = eos_ids_of(target, tokenizer)
         self.last_stats: GenerationStats | None = None
         num_rows, max_depth = self.vocab.select(None).draft_ids.shape[-1], deepest_tree(model)
@@ -183,14 +185,15 @@ class SpeculativeDecoder:
             self.capacity,
             self.frequent_ids,
             self.compile,
-            self.cuda_graph,
+            self._asked_cuda_graph,
             self.draft_temperature,
         )
 
     def _build_vocab(self, vocab: str | VocabSelector) -> VocabSelector:
         """The policy over the head that drafts: the target's, or the drafter's own with its own ids."""
         drafter, target = model_of(self.drafter), self.target
-        if isinstance(drafter, PromptLookupDrafter):
+        if isinstance(drafter, PromptLookupDrafter):  # scores nothing; what is asked for must be right all the same
+            build_vocab_selector(vocab, target.head_weight, self.capacity, False, self.frequent_ids)
             return NoVocab(target.vocab_size, target.device)
         if not isinstance(drafter, HasHead):
             return build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=self.frequent_ids)
@@ -271,8 +274,9 @@ class SpeculativeDecoder:
 
     def _finish(self, stats: GenerationStats, cutter: OutputCutter) -> None:
         stats.new_tokens = len(cutter.token_ids)
-        if stats.drafter is not None and isinstance(self.vocab, ReducedVocab):
-            stats.observed_ids, stats.unsayable_ids = self.vocab.count_unsayable()
+        vocab = self.vocab.policy if isinstance(self.vocab, PriorVocab) else self.vocab
+        if stats.drafter is not None and isinstance(vocab, ReducedVocab):
+            stats.observed_ids, stats.unsayable_ids = vocab.count_unsayable()
         self.last_stats = stats
 
     def speculate(
@@ -291,12 +295,13 @@ class SpeculativeDecoder:
 
     def _graphs_of(self, loop: SpeculativeLoop) -> StepGraphs:
         """The captured steps of the loop's tree and way to sample; those of the last few are kept."""
+        assert self._capture is not None, "only called with CUDA graphs"
         sampling, kept = replace(loop.request.sampling, seed=None), self._step_graphs
-        key = loop.tree_drafter.shape, sampling
+        key = loop.tree_drafter.shape, sampling, self._temperature_for(loop.request)
         if key not in kept:
             while len(kept) >= MAX_CAPTURED_STEPS:
                 kept.popitem(last=False)
-            kept[key] = StepGraphs(loop.decoding_step(), self._graph_pool)
+            kept[key] = StepGraphs(loop.decoding_step(), self._capture)
         kept.move_to_end(key)
         return kept[key]
 

@@ -4,30 +4,55 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
 from nanospec.static_tree import StaticTree
 from nanospec.target import Target
+from nanospec.target_families import family_of
 from nanospec.tree_shape import TreeShape
+from nanospec.vocab.full import FullVocab
+from nanospec.vocab.in_context import InContextVocab
+from nanospec.vocab.none import NoVocab
+from nanospec.vocab.reduced import ReducedVocab
+from nanospec.vocab.static import StaticVocab
+from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector
 
 TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
 
 
-def resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: str | VocabSelector) -> bool:
+OUR_VOCABULARIES = (FullVocab, InContextVocab, NoVocab, PriorVocab, ReducedVocab, StaticVocab)
+
+
+def resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: VocabSelector) -> bool:
     """Whether steps are captured. Raises TypeError for what is no bool and for a drafter whose passes have no fixed
-    shape, ValueError off CUDA."""
+    shape, ValueError off CUDA and for experts that wait for the device."""
     if cuda_graph is not None and not isinstance(cuda_graph, bool):
         raise TypeError(f"cuda_graph must be True, False or None, got {cuda_graph!r}")
     on_cuda, is_fixed = target.device.type == "cuda", isinstance(drafter, FixedShapeDrafter)
     if cuda_graph is None:
-        return on_cuda and is_fixed and isinstance(vocab, str)
+        return on_cuda and is_fixed and isinstance(vocab, OUR_VOCABULARIES) and experts_can_be_captured(target)
     if cuda_graph and not on_cuda:
         raise ValueError(f"cuda_graph=True needs a target on a CUDA device, got {target.device}")
     if cuda_graph and not is_fixed:
         raise TypeError(f"cuda_graph=True needs a drafter with passes of fixed shape, got {type(drafter).__name__}")
+    if cuda_graph and not experts_can_be_captured(target):
+        raise ValueError(
+            "cuda_graph=True needs experts_implementation batched_mm, or grouped_mm in bfloat16 on compute capability "
+            f"8 and later, got {target.config._experts_implementation} in {target.dtype}"
+        )
     return cuda_graph
+
+
+def experts_can_be_captured(target: Target) -> bool:
+    """Whether the target's pass leaves the host alone: some ways to compute experts read their loads back."""
+    if not family_of(target.model).has_experts or target.config._experts_implementation == "batched_mm":
+        return True
+    if target.config._experts_implementation != "grouped_mm" or target.dtype != torch.bfloat16:
+        return False
+    return torch.cuda.get_device_capability(target.device) >= (8, 0)
 
 
 def checked_temperature(draft_temperature: float | None) -> float | None:

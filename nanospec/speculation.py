@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from nanospec.decoding_step import DecodingStep
-from nanospec.drafters.drafter import TakesFirstToken
+from nanospec.drafters.drafter import Drafter, TakesFirstToken
+from nanospec.drafters.joined_drafter import JoinedDrafter
 from nanospec.headless import HeadlessProbe
 from nanospec.records import DraftTree, Verdict
 from nanospec.request import Request
@@ -23,6 +26,8 @@ from nanospec.verifier import verify
 from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector
 
+# Which loop used a drafter last: its memory is that loop's.
+_last_users: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
 WIDTH_MULTIPLE = 64  # a draft vocabulary is read in few widths: CPU kernels are prepared once for each
 
 
@@ -54,7 +59,7 @@ class SpeculativeLoop:
         self.uniforms = uniforms(request.sampling, count, target.device)
         self.num_generated = 0
         self.num_active = 1
-        self.turn = 0
+        self.turn, self.marker = 0, object()
         self.seen: Tensor | None = None
 
     @torch.inference_mode()
@@ -65,7 +70,7 @@ class SpeculativeLoop:
         """
         root_id, state = self._prefill()
         yield [int(root_id)]
-        self.target.check_turn(self.turn)
+        self._check_turn()
         yield from self._steps(root_id, state) if self.fixed_steps is None else self._replays(root_id, state)
 
     def _steps(self, root_id: Tensor, state: Tensor) -> Iterator[list[int]]:
@@ -92,7 +97,7 @@ class SpeculativeLoop:
                 if self.on_verdict is not None:
                     self.on_verdict(tree, verdict, num_accepted)
             yield outcome.token_ids
-            self.target.check_turn(self.turn)
+            self._check_turn()
             with self.clock.stage("draft"):
                 state = self._extend(new_ids, output.features[:, verdict.accepted_pos[0, :num_accepted]])
 
@@ -108,7 +113,16 @@ class SpeculativeLoop:
                 if self.on_verdict is not None:
                     self.on_verdict(*fixed_steps.last, num_accepted)
             yield outcome.token_ids
-            self.target.check_turn(self.turn)
+            self._check_turn()
+
+    def _check_turn(self) -> None:
+        """RuntimeError if another request has taken the caches of the target or the drafter since this one began."""
+        self.target.check_turn(self.turn)
+        if any(_last_users.get(part) is not self.marker for part in _parts_of(self.drafter)):
+            raise RuntimeError(
+                "a request must run to its end or be dropped before another starts with the same drafter: "
+                "this one was interrupted by another"
+            )
 
     def decoding_step(self) -> DecodingStep:
         """The fixed-shape step of what this loop is made of. Raises as `DecodingStep`."""
@@ -124,6 +138,8 @@ class SpeculativeLoop:
                 capacity = bucketed_width(capacity)
             self.turn = target.reset(capacity)
             self.drafter.reset(capacity)
+            for part in _parts_of(self.drafter):
+                _last_users[part] = self.marker
             self.vocab.reset()
             prefill = target.prefill(input_ids, self.num_top if self.vocab.observes else 0)
             if self.vocab.observes:
@@ -178,3 +194,8 @@ class SpeculativeLoop:
         self.num_active = outcome.num_active
         self.num_generated += outcome.num_accepted
         return outcome.num_accepted
+
+
+def _parts_of(drafter: Drafter) -> tuple[Drafter, ...]:
+    """The drafter, and what it is joined from."""
+    return (drafter, drafter.model, drafter.lookup) if isinstance(drafter, JoinedDrafter) else (drafter,)

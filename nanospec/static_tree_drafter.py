@@ -19,8 +19,8 @@ class StaticTreeDrafter:
     Every pass of the drafter runs as many nodes as the widest level has parents; narrower levels repeat one.
     """
 
-    def __init__(self, drafter: Drafter, tree: StaticTree, device: torch.device) -> None:
-        self.drafter, self.tree, self.shape = drafter, tree, tree.shape
+    def __init__(self, drafter: Drafter, tree: StaticTree, device: torch.device, temperature: float = 1.0) -> None:
+        self.drafter, self.tree, self.shape, self.temperature = drafter, tree, tree.shape, temperature
         levels, ranks, width = tree.levels, self.shape.branching, tree.frontier_width
         frontiers = [frontier + frontier[:1] * (width - len(frontier)) for frontier in tree.frontiers]
         # Where a path stands in the tree, and per level where its first occurrence stands among the parents.
@@ -58,8 +58,8 @@ class StaticTreeDrafter:
                 inputs = states.index_select(1, self._parents[level - 1])
                 visible = self._visible[level - 1].expand(batch, -1, -1)
                 states = advance(frontier_ids, inputs, level, visible)
-            inputs_ids = frontier_ids if level else root_id
-            ids, log_prob = children_of(self.drafter, states, inputs_ids, vocab, self.shape.branching)
+            input_ids = frontier_ids if level else root_id
+            ids, log_prob = children_of(self.drafter, states, input_ids, vocab, self.shape.branching, self.temperature)
             score = (frontier_score[:, :, None] + log_prob).flatten(1).index_select(1, picks)
             level_ids = ids.flatten(1).index_select(1, picks)
             all_ids.append(level_ids.masked_fill(score.isneginf(), -1))

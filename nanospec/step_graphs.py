@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from nanospec.tree_drafter import cache_rows_needed
 
 MIN_WIDTH = 256  # rows of a cache that the smallest graph reads
 WIDTHS_PER_OCTAVE = 4
-MAX_GRAPHS = 16  # per step: widths from 256 to 4096, or the last ones of a longer context
+MAX_GRAPHS = 17  # per step: widths from 256 to 4096, or the last ones of a longer context
 
 
 def bucketed_width(num_rows: int) -> int:
@@ -64,6 +64,17 @@ class FixedSteps:
         return self._step.outcome.tolist()
 
 
+class CaptureResources(NamedTuple):
+    """What all graphs of a decoder share: memory is reused only between captures of one pool on one stream."""
+
+    pool: Any
+    stream: torch.cuda.Stream
+
+    @classmethod
+    def of(cls, device: torch.device) -> CaptureResources:
+        return cls(torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))
+
+
 @dataclass
 class _Captured:
     graph: torch.cuda.CUDAGraph
@@ -74,22 +85,26 @@ class StepGraphs(FixedSteps):
     """Steps that replay one CUDA graph per width, captured when a width is needed for the second time.
 
     The first step of a width runs as it is: that compiles kernels and makes libraries ready, which no capture may do.
-    All graphs of one decoder share one pool of memory, so only the last replay's results are there to be read, and a
-    graph is dropped when the buffers it was captured over are gone. A step's outcome comes to the host by one
-    asynchronous copy, the only thing that the host waits for.
+    All graphs of one decoder share one pool of memory and one stream of captures, so only the last replay's results are
+    there to be read, and a graph is dropped when the buffers it was captured over are gone. A step's outcome comes to
+    the host by one asynchronous copy, the only thing that the host waits for.
 
     Raises RuntimeError, with the reason, where a step cannot be captured.
     """
 
-    def __init__(self, step: DecodingStep, pool: Any) -> None:
+    def __init__(self, step: DecodingStep, resources: CaptureResources) -> None:
         super().__init__(step)
-        self._pool, self._stream = pool, torch.cuda.Stream(step.target.device)
+        self._pool, self._stream = resources
         self._graphs: OrderedDict[int, _Captured | None] = OrderedDict()
-        self._captured_over: tuple[int, ...] = ()
+        self._captured_over: tuple[tuple[int, torch.Size], ...] = ()
         self._on_host = torch.empty(step.outcome.shape, dtype=torch.int64, pin_memory=True)
         self._is_there = torch.cuda.Event()
 
     def _run(self, width: int) -> list[int]:
+        with torch.cuda.device(self._step.target.device):  # streams and events without a name are the current device's
+            return self._run_there(width)
+
+    def _run_there(self, width: int) -> list[int]:
         self._forget_other_buffers()
         if width not in self._graphs:
             self._make_room()
@@ -119,6 +134,8 @@ class StepGraphs(FixedSteps):
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 last = self._step.run(width)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"the decoding step could not be captured as a CUDA graph; cuda_graph=False decodes without: {error}"
@@ -128,7 +145,7 @@ class StepGraphs(FixedSteps):
     def _forget_other_buffers(self) -> None:
         memory = self._step.drafter.memory()
         buffers = (self._step.target.cache.buffer, *memory)
-        captured_over = tuple(buffer.data_ptr() for buffer in buffers)
+        captured_over = tuple((buffer.data_ptr(), buffer.shape) for buffer in buffers)
         if captured_over != self._captured_over:
             self._graphs.clear()
             self._captured_over = captured_over

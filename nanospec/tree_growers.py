@@ -61,5 +61,5 @@ class TreeGrowers:
         model = headless_drafter(model, shape, device) if headless else model
         grower: TreeGrower = TreeDrafter(model, shape, temperature)
         if self.static_tree is not None and shape == self.static_tree.shape:
-            grower = StaticTreeDrafter(model, self.static_tree, device)
+            grower = StaticTreeDrafter(model, self.static_tree, device, temperature)
         return JoinedTreeDrafter(drafter, grower) if isinstance(drafter, JoinedDrafter) and not headless else grower

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nanospec.drafters.drafter import deepest_tree
 from nanospec.records import DraftTree, Verdict
+from nanospec.tree_growers import model_of
 from nanospec.tree_layout import ancestor_mask, node_depth
 from nanospec.tree_shape import TreeShape
 
@@ -69,7 +70,7 @@ def tune_tree_shape(decoder: SpeculativeDecoder) -> TreeShape:
     """The TreeShape with the largest expected tokens per second for this decoder's modules, vocabulary and device."""
     widest = decoder.vocab.select(None).draft_ids.shape[-1]
     best, best_rate = decoder.tree, 0.0
-    most_levels = min(PROBE_DEPTH, deepest_tree(decoder.drafter) or PROBE_DEPTH)
+    most_levels = min(PROBE_DEPTH, deepest_tree(model_of(decoder.drafter)) or PROBE_DEPTH)
     for branching in sorted({*BRANCHINGS, best.branching}):
         if branching > widest:
             continue

@@ -12,6 +12,7 @@ from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab, head_positions
+from nanospec.vocab.same_head import is_same_head
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab.with_prior import PriorVocab
@@ -58,11 +59,12 @@ def build_vocab_selector(
     packed        keep its rows contiguous; None: on a CPU
     frequent_ids  [M], most frequent first, the list behind 'static:N' and 'hybrid:N'
 
-    Raises ValueError for an unknown name, or 'static:N' without a list of at least N ids; TypeError for a spec that is
-    neither; what `read_static_list` raises for 'static:FILE'.
+    Raises ValueError for an unknown name, 'static:N' without a list of at least N ids, or a policy that keeps rows of
+    another head; TypeError for a spec that is neither; what `read_static_list` raises for 'static:FILE'.
     """
     if not isinstance(spec, str):
         if isinstance(spec, VocabSelector):
+            _check_head(spec, head_weight)
             return spec
         raise TypeError(f"vocab must be {CHOICES}, or a VocabSelector, got {type(spec).__name__}")
     vocab_size, device = head_weight.shape[0], head_weight.device
@@ -83,6 +85,17 @@ def build_vocab_selector(
     raise ValueError(f"vocab must be {CHOICES}, got {spec!r}")
 
 
+def _check_head(policy: VocabSelector, head_weight: Tensor) -> None:
+    """ValueError for a policy that keeps rows of another head than the one that drafts."""
+    policy = policy.policy if isinstance(policy, PriorVocab) else policy
+    weight = getattr(policy, "head_weight", policy.rows[0] if isinstance(policy, FullVocab) else None)
+    if weight is not None and not is_same_head(weight, head_weight):
+        raise ValueError(
+            f"vocab must be over the head that drafts, {tuple(head_weight.shape)}, "
+            f"got {policy.name!r} over another of shape {tuple(weight.shape)}"
+        )
+
+
 def build_reduced_vocab(
     spec: str | VocabSelector,
     head_weight: Tensor,
@@ -96,7 +109,7 @@ def build_reduced_vocab(
     Lists of ids are lists of the target's; those that the draft cannot say are left out and counted. Raises as
     `build_vocab_selector`, and ValueError for a list of which nothing remains or a policy over the target's head.
     """
-    if isinstance(spec, ReducedVocab | PriorVocab):
+    if isinstance(spec, ReducedVocab) or (isinstance(spec, PriorVocab) and isinstance(spec.policy, ReducedVocab)):
         return spec
     if not isinstance(spec, str):
         raise ValueError(
@@ -115,13 +128,12 @@ def build_reduced_vocab(
     kept = positions[positions >= 0]
     if kept.numel() == 0:
         raise ValueError(f"vocab {spec!r} must hold ids that the draft can say, got {ids.shape[0]} others")
+    listed = (ids.shape[0], ids.shape[0] - kept.shape[0])
     if kind == "static":
-        listed = (ids.shape[0], ids.shape[0] - kept.shape[0])
         return ReducedVocab(StaticVocab(head_weight, kept), target_ids, vocab_size, listed)
     is_packed = head_weight.device.type == "cpu"
-    return ReducedVocab(
-        InContextVocab(head_weight, capacity, packed=is_packed, pinned_ids=kept), target_ids, vocab_size
-    )
+    hybrid = InContextVocab(head_weight, capacity, packed=is_packed, pinned_ids=kept)
+    return ReducedVocab(hybrid, target_ids, vocab_size, listed)
 
 
 def _listed_ids(spec: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:

@@ -52,8 +52,9 @@ def test_the_drafter_is_right_now_and_then(policy):
     assert decoder(policy).generate([1, 2, 3], max_new_tokens=60).stats.mean_accept_length > 1.2
 
 
-def test_ids_outside_the_drafts_vocabulary_are_counted():
-    pair = decoder("in-context", num_rows=30)
+@pytest.mark.parametrize("policy", ["in-context", "in-context+prior"])
+def test_ids_outside_the_drafts_vocabulary_are_counted(policy):
+    pair = decoder(policy, num_rows=30)
     stats = pair.generate([1, 2, 3], max_new_tokens=20).stats
     assert 0 < stats.unsayable_ids < stats.observed_ids
     *_, last = pair.stream([1, 2, 3], max_new_tokens=20)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nanospec import SpeculativeDecoder, StaticTree, TreeShape, step_graphs
 from nanospec.decoding_step import DecodingStep
+from nanospec.drafters import JoinedDrafter, PromptLookupDrafter
 from nanospec.request import Request
 from nanospec.sampling import SamplingParams
 from nanospec.static_tree import default_static_tree
@@ -120,6 +121,9 @@ def test_captured_steps_yield_the_same_tokens(tree, policy, monkeypatch):
 def test_default_and_measured_trees_are_no_deeper_than_there_are_heads():
     assert pair(num_heads=2).tree.depth == 2
     assert pair("auto").tree.depth <= HEADS
+    decoder = pair("auto")
+    joined = JoinedDrafter(decoder.drafter, PromptLookupDrafter())
+    assert SpeculativeDecoder(decoder.target, joined, "full", "auto").tree.depth <= HEADS
 
 
 def test_a_static_tree_stays_with_the_decoder():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,13 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nanospec.step_graphs as step_graphs
 from nanospec import SpeculativeDecoder, TreeShape
+from nanospec.decoder_options import experts_can_be_captured
 from nanospec.decoding_step import DecodingStep
 from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace
 from nanospec.request import Request
 from nanospec.sampling import SamplingParams
 from nanospec.speculation import SpeculativeLoop
-from nanospec.step_graphs import FixedSteps, bucketed_width
+from nanospec.step_graphs import FixedSteps, StepGraphs, bucketed_width
 from nanospec.token_choice import NonFiniteLogitsError
 from nanospec.tree_drafter import TreeDrafter
 from tests.test_tree_drafter import TableDrafter
@@ -56,7 +59,7 @@ SAMPLING = st.fixed_dictionaries(
 
 @settings(max_examples=40)
 @given(
-    policy=st.sampled_from(("full", "in-context", "static:7")),
+    policy=st.sampled_from(("full", "in-context", "static:7", "hybrid:5+prior")),
     shape=st.sampled_from((TreeShape(1, 1, 2), TreeShape(1, 4, 5), TreeShape(3, 3, 10), TreeShape(5, 2, 16))),
     std=st.sampled_from((0.02, 0.25)),
     prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12),
@@ -118,7 +121,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.2}])
-@pytest.mark.parametrize("policy", ["full", "in-context", "static:7"])
+@pytest.mark.parametrize("policy", ["full+prior", "in-context", "static:7", "hybrid:5+prior"])
 @torch.inference_mode()
 def test_nothing_inside_a_step_waits_for_the_device(policy, sampling, monkeypatch):
     decoder = pair(policy)
@@ -154,7 +157,7 @@ def test_widths_are_few_and_hold_what_is_asked(num_rows):
     width = bucketed_width(num_rows)
     assert num_rows <= width <= max(256, num_rows * 5 / 4)
     assert bucketed_width(width) == width
-    assert len({bucketed_width(n) for n in range(1, 4097)}) <= step_graphs.MAX_GRAPHS + 1
+    assert len({bucketed_width(n) for n in range(1, 4097)}) <= step_graphs.MAX_GRAPHS
 
 
 @given(st.integers(0, 6), st.integers(1, 5), st.integers(0, 4), st.data())
@@ -180,6 +183,51 @@ def test_graphs_off_cuda_are_refused_by_name():
     with pytest.raises(TypeError, match="cuda_graph must be True, False or None, got 1"):
         pair(cuda_graph=1)
     assert pair().cuda_graph is False
+
+
+class Experts:
+    """As much of a target as says how its experts are computed."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, kind: str, implementation: str, dtype: torch.dtype) -> None:
+        self.model, self.dtype = self, dtype
+        self.config = SimpleNamespace(model_type=kind, _experts_implementation=implementation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "implementation", "dtype", "capability", "expected"),
+    [
+        ("llama", "eager", torch.float16, (7, 0), True),
+        ("mixtral", "eager", torch.bfloat16, (9, 0), False),
+        ("mixtral", "batched_mm", torch.float32, (7, 0), True),
+        ("qwen3_moe", "grouped_mm", torch.bfloat16, (9, 0), True),
+        ("qwen3_moe", "grouped_mm", torch.float16, (9, 0), False),
+        ("qwen3_moe", "grouped_mm", torch.bfloat16, (7, 5), False),
+    ],
+)
+def test_experts_that_read_their_loads_back_are_not_captured(
+    kind, implementation, dtype, capability, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert experts_can_be_captured(Experts(kind, implementation, dtype)) is expected
+
+
+def test_graphs_are_forgotten_with_the_buffers_they_were_captured_over():
+    """Also where another buffer comes to lie at the same address."""
+    decoder = pair()
+    loop = fixed_loop(decoder, [1, 2, 3], 4)
+    tokens(loop)
+    graphs = StepGraphs.__new__(StepGraphs)  # no stream, no capture: the book-keeping alone
+    graphs._step, graphs._graphs, graphs._captured_over = loop.fixed_steps._step, {}, ()
+    graphs._forget_other_buffers()
+    graphs._graphs[256] = None
+    graphs._forget_other_buffers()
+    assert 256 in graphs._graphs
+    cache = decoder.target.cache
+    cache.buffer = cache.buffer[:, :, :, :, :100]
+    graphs._forget_other_buffers()
+    assert not graphs._graphs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: captures and replays CUDA graphs")

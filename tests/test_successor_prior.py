@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nanospec import SpeculativeDecoder, TreeShape
 from nanospec.records import DraftTree, Verdict
+from nanospec.static_tree import StaticTree
 from nanospec.step_outcome import tokens_after_nodes, tokens_after_path
 from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.full import FullVocab
@@ -143,3 +144,35 @@ def test_a_bad_draft_temperature_is_named(value, error):
     target = tiny_target(4)
     with pytest.raises(error, match="draft_temperature must be"):
         SpeculativeDecoder(target, tiny_drafter(target, 2), draft_temperature=value)
+
+
+def test_a_token_outside_the_vocabulary_raises_nothing():
+    weight = torch.randn(9, 4, dtype=torch.float64)
+    prior = learned()
+    prior.observe(torch.tensor([[2]]), torch.tensor([[[-1, 12, 4]]]), torch.tensor([[-1]]))
+    vocab = PriorVocab(InContextVocab(weight, 6), prior)
+    logits = torch.zeros(1, 3, 6, dtype=torch.float64)
+    assert torch.equal(vocab.raise_scores(logits, torch.tensor([[-1, 9, 99]])), logits)
+    assert entries(prior, 2) == {4: 0.8}
+
+
+def test_a_static_tree_weighs_the_prior_at_the_draft_temperature():
+    target = tiny_target(4)
+    tree, prompt = StaticTree(((0,), (1,), (0, 0), (0, 1), (1, 0))), [5, 8, 13] * 6
+    passes = set()
+    for temperature in (0.05, 20.0):
+        decoder = SpeculativeDecoder(
+            target, tiny_drafter(target, 2, std=0.02), "full+prior", tree, draft_temperature=temperature
+        )
+        result = decoder.generate(prompt, max_new_tokens=60)
+        assert result.token_ids == decoder.generate_autoregressive(prompt, max_new_tokens=60).token_ids
+        passes.add(result.stats.target_passes)
+    assert len(passes) == 2, "the prior decides all at a high temperature and nothing at a low one"
+
+
+def test_a_policy_over_another_head_is_refused():
+    target = tiny_target(4)
+    other = InContextVocab(torch.randn_like(target.head_weight), 20)
+    for vocab in (other, PriorVocab(other, SuccessorPrior(VOCAB_SIZE))):
+        with pytest.raises(ValueError, match="vocab must be over the head that drafts"):
+            SpeculativeDecoder(target, tiny_drafter(target, 2), vocab)

@@ -22,10 +22,13 @@ from nanospec.cli.measure import (
     timed_runs,
 )
 from nanospec.cli.options import (
+    VOCAB_METAVAR,
     CompileOption,
+    CudaGraphOption,
     DebugOption,
     DeviceOption,
     DraftOption,
+    DraftTemperatureOption,
     DtypeOption,
     JsonOption,
     NumTopOption,
@@ -37,6 +40,7 @@ from nanospec.cli.progress import progress_bar
 from nanospec.cli.prompts import Prompt, read_prompts
 from nanospec.cli.rows import Row, build_rows
 from nanospec.cli.table import print_comparison
+from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP
 from nanospec.request import Request
 
 if TYPE_CHECKING:
@@ -59,7 +63,7 @@ def compare(
     vocab: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="in-context|full|static:N|static:FILE",
+            metavar=VOCAB_METAVAR,
             help=f"May be repeated. Default: {', '.join(VOCABS)}.",
         ),
     ] = None,
@@ -70,7 +74,9 @@ def compare(
     num_top: NumTopOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    draft_temperature: DraftTemperatureOption = None,
     compile: CompileOption = False,
+    cuda_graph: CudaGraphOption = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -79,12 +85,15 @@ def compare(
     Exit status 1 when greedy tokens differ from autoregressive decoding by more than a near-tie.
     """
     with one_line_errors(debug):
-        specs = name_rows(vocab or VOCABS)
+        if draft == PROMPT_LOOKUP and vocab:
+            raise ValueError(f"--vocab must be left out with {PROMPT_LOOKUP}, which scores no ids, got {vocab}")
+        specs = {PROMPT_LOOKUP: "full"} if draft == PROMPT_LOOKUP else name_rows(vocab or VOCABS)
         read = read_prompts(prompts, limit)
         if max_new_tokens < 1:
             raise ValueError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
         first = TREE_IS_MEASURED_WITH if TREE_IS_MEASURED_WITH in specs else next(iter(specs.values()))
         options: dict[str, Any] = {"dtype": dtype, "device": device, "num_top": num_top, "compile": compile}
+        options |= {"cuda_graph": cuda_graph, "draft_temperature": draft_temperature}
         decoder = load_decoder(target, draft, vocab=first, tree=tree, **options)
         encoded = encode_prompts(decoder, read)
         decoders = build_decoders(decoder, specs, leave_out=not vocab)
@@ -97,7 +106,7 @@ def compare(
                 "source": prompts.name if prompts else "demo",
             }
             comparison = _comparison_object(decoder, rows, differences, about)
-            typer.echo(json.dumps({**comparison, "compile": compile}, indent=2))
+            typer.echo(json.dumps({**comparison, "compile": compile, "draft_temperature": draft_temperature}, indent=2))
         else:
             print_comparison(rows, differences)
     if not all(row.identical for row in rows):

@@ -10,10 +10,13 @@ import typer
 
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.options import (
+    VOCAB_METAVAR,
     CompileOption,
+    CudaGraphOption,
     DebugOption,
     DeviceOption,
     DraftOption,
+    DraftTemperatureOption,
     DtypeOption,
     JsonOption,
     NumTopOption,
@@ -33,9 +36,7 @@ def generate(
     prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from this file instead.")] = None,
     target: TargetOption = None,
     draft: DraftOption = None,
-    vocab: Annotated[
-        str, typer.Option(metavar="in-context|full|static:N|static:FILE", help="Vocabulary to draft from.")
-    ] = "in-context",
+    vocab: Annotated[str, typer.Option(metavar=VOCAB_METAVAR, help="Vocabulary to draft from.")] = "in-context",
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: from all.")] = 0,
@@ -52,7 +53,9 @@ def generate(
     num_top: NumTopOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    draft_temperature: DraftTemperatureOption = None,
     compile: CompileOption = False,
+    cuda_graph: CudaGraphOption = None,
     json_output: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -60,6 +63,7 @@ def generate(
     with one_line_errors(debug):
         text = _prompt_text(prompt, prompt_file)
         options: dict[str, Any] = {"dtype": dtype, "device": device, "num_top": num_top, "compile": compile}
+        options |= {"cuda_graph": cuda_graph, "draft_temperature": draft_temperature}
         decoder = load_decoder(target, draft, vocab=vocab, tree=tree, **options)
         input_ids = decoder.encode(text)
         if compile:

@@ -44,19 +44,25 @@ CompileOption = Annotated[
     ),
 ]
 
+CudaGraphOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--cuda-graph/--no-cuda-graph",
+        help="Replay decoding steps as CUDA graphs. Default: on CUDA, where the draft allows it.",
+        show_default=False,
+    ),
+]
+DraftTemperatureOption = Annotated[
+    float | None,
+    typer.Option(help="Divides the draft's logits when a tree is grown. Default: 0.5, or 1 where text is sampled."),
+]
+VOCAB_METAVAR = "in-context|full|static:N|static:FILE|hybrid:N[+prior]"
+
 
 def load_decoder(
-    target: str | None,
-    draft: str | None,
-    *,
-    vocab: str,
-    tree: str | None,
-    dtype: str | None,
-    device: str | None,
-    num_top: int | None,
-    compile: bool = False,
+    target: str | None, draft: str | None, *, vocab: str, tree: str | None, **options: Any
 ) -> SpeculativeDecoder:
-    """The decoder of the embedded pair, or of `target` and `draft` when both are given.
+    """The decoder of the embedded pair, or of `target` and `draft` when both are given; options as it takes them.
 
     The draft "prompt-lookup" fits any target; alone it drafts for the embedded one. Raises ValueError when only one of
     them is given otherwise, and for a tree that cannot be read.
@@ -69,8 +75,7 @@ def load_decoder(
     shape: TreeShape | str | None = tree if tree is None or tree == "auto" else parse_tree_shape(tree)
     from nanospec.decode import SpeculativeDecoder  # loads transformers, which --help can do without
 
-    options: dict[str, Any] = {"vocab": vocab, "tree": shape, "dtype": dtype, "device": device, "num_top": num_top}
-    options["compile"] = compile
+    options |= {"vocab": vocab, "tree": shape}
     with busy("loading"):
         if target is None or draft is None:
             return SpeculativeDecoder.from_demo(**options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nanospec.drafters.drafter import FixedShapeDrafter, TakesFirstToken
+from nanospec.drafters.drafter import FixedShapeDrafter, HasOwnCache, TakesFirstToken
 from nanospec.drafters.joined_tree import joined_tree
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 from nanospec.kv_cache import CachePlace
@@ -28,6 +28,11 @@ class JoinedDrafter:
             raise TypeError(f"model must have passes of fixed shape, got {type(model).__name__}")
         self.model, self.lookup = model, lookup
         self.name = f"{model.name}+{lookup.name}"
+
+    def with_own_cache(self) -> JoinedDrafter:
+        """Both over the same weights, with memory that another request's drafting does not disturb."""
+        model = self.model.with_own_cache() if isinstance(self.model, HasOwnCache) else self.model
+        return JoinedDrafter(model, self.lookup.with_own_cache())
 
     @property
     def dtype(self) -> torch.dtype | None:

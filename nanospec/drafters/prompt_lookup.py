@@ -41,6 +41,10 @@ class PromptLookupDrafter:
         self.history = torch.zeros(0, dtype=torch.int64, device=device)
         self.length = 0
 
+    def with_own_cache(self) -> PromptLookupDrafter:
+        """One with a text of its own."""
+        return PromptLookupDrafter(self.history.device, self.longest, self.shortest)
+
     def reset(self, capacity: int) -> None:
         if capacity > self.history.shape[0]:
             with torch.inference_mode(False):  # an ordinary tensor, writable in and outside inference mode

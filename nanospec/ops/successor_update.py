@@ -54,7 +54,7 @@ def successor_update(
     # A touched row is emptied first. What is not kept goes to the scratch row.
     strength.scatter_(1, old_index, 0.0)
     flat = torch.where(is_kept, owner, vocab_size) * num_kept + place.clamp(max=num_kept - 1)
-    ids.view(batch_size, -1).scatter_(1, flat, candidate)
+    ids.view(batch_size, -1).scatter_(1, flat, candidate.clamp(min=0))
     strength.view(batch_size, -1).scatter_(1, flat, power)
     strength[:, vocab_size] = 0.0
 

@@ -18,7 +18,7 @@ from tests.drafters.test_joined_tree import assert_valid, paths
 from tests.test_decoding_step import Waits, fixed_loop
 from tests.test_tree_drafter import TableDrafter
 from tests.tiny_language_models import noisy_copy, tiny_language_model
-from tests.tiny_pair import VOCAB_SIZE, tiny_drafter
+from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_eagle3_drafter, tiny_eagle3_target, tiny_target
 
 FREQUENT = torch.randperm(VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
 TWO_CHAINS, WIDE = TreeShape(4, 2, 8), TreeShape(3, 3, 10)
@@ -254,3 +254,28 @@ def test_a_static_tree_is_joined_too_and_refused_for_lookup_alone():
     assert result.stats.drafter == "eagle+prompt-lookup"
     with pytest.raises(NotImplementedError, match="tree must not be a StaticTree with prompt lookup"):
         alone(shape=tree)
+
+
+def test_two_decoders_over_one_joined_drafter_do_not_disturb_each_other_or_say_so():
+    """With EAGLE-3 each decoder has a target, and a drafter, of its own; with EAGLE-1 the second takes the first's."""
+    target = tiny_eagle3_target(seed=4)
+    drafter = JoinedDrafter(tiny_eagle3_drafter(target, 2), PromptLookupDrafter())
+    target = Target(target.model)
+    first, second = (SpeculativeDecoder(target, drafter, tree=TreeShape(3, 3, 10)) for _ in range(2))
+    alone = first.generate([1, 2, 3], max_new_tokens=40)
+    pieces = first.stream([1, 2, 3], max_new_tokens=40)
+    tokens = list(next(pieces).token_ids)
+    second.generate([9] * 30, max_new_tokens=40)
+    tokens += [token for piece in pieces for token in piece.token_ids]
+    assert tokens == alone.token_ids
+    assert first.last_stats.target_passes == alone.stats.target_passes
+
+
+def test_a_drafter_taken_by_another_request_is_an_error_that_says_so():
+    model, lookup = tiny_target(seed=4).model, PromptLookupDrafter()
+    first, second = (SpeculativeDecoder(Target(model), lookup, tree=TreeShape(3, 1, 4)) for _ in range(2))
+    pieces = first.stream([1, 2, 3], max_new_tokens=40)
+    next(pieces)
+    second.generate([9] * 30, max_new_tokens=5)
+    with pytest.raises(RuntimeError, match="before another starts with the same drafter"):
+        list(pieces)
