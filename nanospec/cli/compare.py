@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
     from nanospec.result import GenerationResult
 
-VOCABS = ("full", "static:4096", "static:32768", "in-context")
+VOCABS = ("full", "static:4096", "static:32768", "in-context", "hybrid:1024+prior")
 TREE_IS_MEASURED_WITH = "in-context"
 EXIT_NOT_IDENTICAL = 1
 
@@ -144,7 +144,7 @@ def encode_prompts(decoder: SpeculativeDecoder, prompts: Sequence[Prompt]) -> li
 def build_decoders(
     decoder: SpeculativeDecoder, specs: Mapping[str, str], leave_out: bool
 ) -> dict[str, SpeculativeDecoder]:
-    """A decoder per row. With `leave_out`, a static list that the pair lacks costs its row and a line on stderr.
+    """A decoder per row. With `leave_out`, a list of ids that the pair lacks costs its row and a line on stderr.
 
     Raises ValueError for any other vocabulary that cannot be built.
     """
@@ -153,7 +153,7 @@ def build_decoders(
         try:
             decoders[name] = decoder.with_vocab(spec)
         except ValueError as error:
-            if not (leave_out and spec.startswith("static:")):
+            if not (leave_out and spec.startswith(("static:", "hybrid:"))):
                 raise
             typer.echo(f"left out {name}: {error}", err=True)
     return decoders

@@ -34,6 +34,7 @@ FIGURES = {
     "static:4096": (seconds(0.5, 0.5, 0.0, 0.6), 4, 8, 400),
     "static:32768": (seconds(0.6, 0.5, 0.0, 0.6), 4, 8, 800),
     "in-context": (seconds(0.25, 0.5, 0.05, 0.2), 4, 10, 200),
+    "hybrid:1024+prior": (seconds(0.25, 0.5, 0.05, 0.2), 4, 10, 1200),
 }
 HEADLESS_SECONDS = 0.2
 

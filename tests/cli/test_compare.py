@@ -56,8 +56,8 @@ def test_json_is_one_complete_object_and_nothing_else(script, compare):
     assert result.exit_code == 0, result.stderr
     printed = json.loads(result.stdout)
     assert result.stderr == ""
-    assert set(printed) == {"rows", "differences", "tree", "prompts", "machine", "compile"}
-    assert printed["compile"] is False
+    assert set(printed) == {"rows", "differences", "tree", "prompts", "machine", "compile", "draft_temperature"}
+    assert (printed["compile"], printed["draft_temperature"]) == (False, None)
     assert [row["vocab"] for row in printed["rows"]] == ["autoregressive", "full", "static-4096", "in-context"]
     assert all(set(row) == ROW_KEYS for row in printed["rows"])
     assert printed["differences"] == []
@@ -67,6 +67,11 @@ def test_json_is_one_complete_object_and_nothing_else(script, compare):
     }  # fmt: skip
     assert {"cpu", "cores", "torch", "transformers", "nanospec", "device", "dtype"} <= set(printed["machine"])
     assert printed["machine"]["dtype"] == "float32"
+
+
+def test_the_draft_temperature_reaches_the_decoder_and_the_json(script, compare):
+    assert json.loads(compare("--json", "--draft-temperature", "1").stdout)["draft_temperature"] == 1.0
+    assert script.loaded[0][1]["draft_temperature"] == 1.0
 
 
 def test_compile_reaches_the_decoder_and_the_json(script, compare):
@@ -114,7 +119,7 @@ def test_near_ties_of_half_precision_are_counted_and_shown(script, compare):
 def test_the_default_vocabularies_are_full_two_static_lists_and_in_context():
     from nanospec.cli.compare import VOCABS
 
-    assert list(name_rows(VOCABS)) == ["full", "static-4096", "static-32768", "in-context"]
+    assert list(name_rows(VOCABS)) == ["full", "static-4096", "static-32768", "in-context", "hybrid-1024+prior"]
 
 
 def test_default_static_rows_that_the_pair_has_no_list_for_are_left_out(script, prompts):
@@ -122,7 +127,7 @@ def test_default_static_rows_that_the_pair_has_no_list_for_are_left_out(script, 
     result = CliRunner().invoke(app, ["compare", "--prompts", prompts, "--json"])
     assert result.exit_code == 0, result.stderr
     names = [row["vocab"] for row in json.loads(result.stdout)["rows"]]
-    assert names == ["autoregressive", "full", "static-4096", "in-context"]
+    assert names == ["autoregressive", "full", "static-4096", "in-context", "hybrid-1024+prior"]
     assert result.stderr == "left out static-32768: vocab 'static:32768' needs as many frequent ids\n"
 
 

@@ -113,6 +113,7 @@ def test_the_default_comparison_needs_no_list_of_frequent_ids(pair, tmp_path):
     assert [row["vocab"] for row in rows] == ["autoregressive", "full", "in-context"]
     assert all(row["new_tokens_per_prompt"] == 12 and row["prefill_ms_per_prompt"] > 0 for row in rows)
     assert result.stderr.count("left out static-") == 2
+    assert result.stderr.count("left out hybrid-") == 1
 
 
 @pytest.mark.parametrize(

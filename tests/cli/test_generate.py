@@ -91,10 +91,13 @@ def test_options_reach_the_decoder(script):
         "3,4,9",
         "--num-top",
         "5",
+        "--draft-temperature",
+        "0.7",
+        "--no-cuda-graph",
     )
     assert result.exit_code == 0, result.stderr
     loaded = {"vocab": "full", "tree": TreeShape(3, 4, 9), "dtype": None, "device": None, "num_top": 5}
-    loaded["compile"] = False
+    loaded |= {"compile": False, "cuda_graph": False, "draft_temperature": 0.7}
     assert script.loaded == [("demo", loaded)]
     [(_, prompt, settings)] = script.calls
     assert prompt == "Hi"
