@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nanospec.checkpoints.files import resolve_checkpoint
-from nanospec.checkpoints.target import load_language_model
+from nanospec.checkpoints.target import load_language_model, load_model_skeleton, load_tokenizer
 from nanospec.drafters.causal_lm import CausalLMDrafter
 from nanospec.target import Target
 
@@ -26,10 +26,14 @@ def load_causal_lm_drafter(
     """
     directory = resolve_checkpoint(path, "draft")
     model, own_tokenizer = load_language_model(directory, "draft", target.dtype, target.device)
-    if tokenizer is None or own_tokenizer is None:
-        return build_causal_lm_drafter(model, target)
-    check_same_tokens(tokenizer, own_tokenizer, directory)
-    return CausalLMDrafter(model, target.vocab_size)
+    return _build_checked(model, own_tokenizer, target, tokenizer, directory)
+
+
+def check_causal_lm_files(path: str | Path, target: Target, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Raises what `load_causal_lm_drafter` raises about architecture, sizes and tokenizer; no weights are read."""
+    directory = resolve_checkpoint(path, "draft")
+    model = load_model_skeleton(directory, "draft").to(target.dtype)
+    _build_checked(model, load_tokenizer(directory), target, tokenizer, directory)
 
 
 def build_causal_lm_drafter(model: PreTrainedModel, target: Target) -> CausalLMDrafter:
@@ -46,6 +50,19 @@ def build_causal_lm_drafter(model: PreTrainedModel, target: Target) -> CausalLMD
             f"and padding accounts for {MAX_PADDING} at most"
         )
     return drafter
+
+
+def _build_checked(
+    model: PreTrainedModel,
+    own_tokenizer: PreTrainedTokenizerBase | None,
+    target: Target,
+    tokenizer: PreTrainedTokenizerBase | None,
+    source: Path,
+) -> CausalLMDrafter:
+    if tokenizer is None or own_tokenizer is None:
+        return build_causal_lm_drafter(model, target)
+    check_same_tokens(tokenizer, own_tokenizer, source)
+    return CausalLMDrafter(model, target.vocab_size)
 
 
 def check_same_tokens(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, source: Path | str) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from nanospec.checkpoints.causal_lm import check_causal_lm_files
 from nanospec.checkpoints.detect import (
     Family,
     count_layers,
@@ -20,8 +22,9 @@ from nanospec.checkpoints.draft_config import layer_settings
 from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.eagle3 import AUX_LAYERS
 from nanospec.checkpoints.files import read_config, read_tensors, resolve_checkpoint
-from nanospec.checkpoints.target import load_target_skeleton
+from nanospec.checkpoints.target import load_target_skeleton, load_tokenizer
 from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.target import Target
 
 OPTIONAL_PARTS = {
     "fc.bias": "fc.bias",
@@ -74,29 +77,43 @@ class CheckpointDescription:
 
 def describe_checkpoint(path: str | Path, target: str | Path | None = None) -> CheckpointDescription:
     """The checkpoint in `path` (directory or hub id). With a `target`, the draft is also read and checked against that
-    target's shapes exactly as for decoding, without the target's weights.
+    target's shapes exactly as for decoding, without the target's weights. A language model is checked by its config and
+    tokenizer, without its own weights too.
 
     Raises FileNotFoundError for what is not there, ValueError for files that cannot be read, NotImplementedError for a
     target that cannot be used.
     """
     directory = resolve_checkpoint(path, "path")
     tensors = normalise_names(read_tensors(directory, specs_only=True))
-    family, problems = detect_family(tensors), []
+    problems: list[str] = []
     try:
         config = read_config(directory)
     except FileNotFoundError as error:
         config, problems = {}, [str(error)]
+    family = detect_family(tensors, config)
     if family == Family.UNKNOWN:
         problems.append(f"its tensors are of no known family: {sorted(tensors)[:8]}")
-    feature_layers: list[int] | str | None = _feature_layers(config) if family == Family.EAGLE3 else None
+    feature_layers: list[int] | str | None = (
+        _feature_layers(layer_settings(config)) if family == Family.EAGLE3 else None
+    )
     if target is not None and not problems:
-        skeleton = load_target_skeleton(target)
+        skeleton, tokenizer = load_target_skeleton(target), load_tokenizer(resolve_checkpoint(target, "target"))
         try:
-            drafter = load_drafter(directory, skeleton)
-            feature_layers = list(drafter.feature_layers) if isinstance(drafter, Eagle3Drafter) else None
+            feature_layers = _check_draft(directory, family, skeleton, tokenizer)
         except (ValueError, NotImplementedError) as error:
             problems.append(str(error))
     return _describe(str(path), family, config, tensors, feature_layers, problems)
+
+
+def _check_draft(
+    directory: Path, family: Family, target: Target, tokenizer: PreTrainedTokenizerBase | None
+) -> list[int] | None:
+    """The layers that an EAGLE-3 draft will read. Raises what loading a draft of the family raises."""
+    if family == Family.CAUSAL_LM:
+        check_causal_lm_files(directory, target, tokenizer)
+        return None
+    drafter = load_drafter(directory, target)
+    return list(drafter.feature_layers) if isinstance(drafter, Eagle3Drafter) else None
 
 
 def _describe(
@@ -110,7 +127,7 @@ def _describe(
     settings = layer_settings(config)
     is_draft = family in (Family.EAGLE, Family.EAGLE3)
     optional = [label for name, label in OPTIONAL_PARTS.items() if name in tensors] if is_draft else []
-    optional += [switch for switch in SWITCHES if config.get(switch) is True]
+    optional += [switch for switch in SWITCHES if settings.get(switch) is True]
     rope = settings.get("rope_parameters")
     theta = rope.get("rope_theta") if isinstance(rope, dict) else settings.get("rope_theta")
     return CheckpointDescription(
@@ -137,9 +154,9 @@ def _describe(
     )
 
 
-def _feature_layers(config: dict[str, Any]) -> str:
+def _feature_layers(settings: dict[str, Any]) -> str:
     """The config's own words on the layers, and what they count."""
-    own, nested = config.get(AUX_LAYERS), config.get("eagle_config")
+    own, nested = settings.get(AUX_LAYERS), settings.get("eagle_config")
     outputs = nested.get(AUX_LAYERS) if isinstance(nested, dict) else None
     if own is not None:
         return f"inputs of {own}"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 from torch import Tensor
 
-PREFIXES = ("module.", "draft_model.", "medusa_heads.", "medusa_head.", "model.")
+from nanospec.target_families import FAMILIES
+
+# Of wrappers, in any order and number; `language_model.` is the part of a model for text and images that drafts.
+PREFIX = re.compile(r"^(?:(?:module|draft_model|medusa_heads?|language_model|model)\.)+")
 # Names of other tools -> those of SafeAILab.
 RENAMED = (
     (re.compile(r"^midlayer\."), "layers.0."),  # EAGLE-3 as published
@@ -46,12 +50,22 @@ def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return normalised
 
 
-def detect_family(tensors: Mapping[str, Tensor]) -> Family:
+def detect_family(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> Family:
     """The family of tensors under normalised names; shapes are read, numbers are not.
+
+    config: asked where the tensors are of no family but hold an embedding and a final norm. An architecture that could
+    be a target is then a language model with projections under names of its own, as in Phi-3.
 
     Example: fc.weight [H, 2H] and a first layer without an own norm of features is EAGLE-1/2; q_proj [Q, 2H], or a
     `hidden_norm`, is EAGLE-3, whatever the config claims.
     """
+    family = _family_of_tensors(tensors)
+    if family == Family.UNKNOWN and _has_ends(tensors) and (config or {}).get("model_type") in tuple(FAMILIES):
+        return Family.CAUSAL_LM
+    return family
+
+
+def _family_of_tensors(tensors: Mapping[str, Tensor]) -> Family:
     if any(MEDUSA_HEAD.match(name) for name in tensors):
         return Family.MEDUSA
     if "layers.0.self_attn.q_proj.weight" not in tensors and "layers.0.hidden_norm.weight" not in tensors:
@@ -60,8 +74,12 @@ def detect_family(tensors: Mapping[str, Tensor]) -> Family:
         return Family.EAGLE3
     if "fc.weight" in tensors:
         return Family.EAGLE
-    is_language_model = {"embed_tokens.weight", "norm.weight"} <= tensors.keys()
-    return Family.CAUSAL_LM if is_language_model else Family.UNKNOWN
+    return Family.CAUSAL_LM if _has_ends(tensors) else Family.UNKNOWN
+
+
+def _has_ends(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is what lies around the layers of a language model."""
+    return {"embed_tokens.weight", "norm.weight"} <= tensors.keys()
 
 
 def has_layers(tensors: Mapping[str, Tensor]) -> bool:
@@ -88,8 +106,7 @@ def _reads_two_inputs(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _normalise(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
+    name = PREFIX.sub("", name)
     for pattern, replacement in RENAMED:
         name = pattern.sub(replacement, name)
     return name

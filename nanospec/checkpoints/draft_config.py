@@ -22,7 +22,7 @@ ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 def layer_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings on one level: some re-uploads nest them in "model", speculators in "transformer_layer_config"."""
     if config.get("model_type") == "eagle" and isinstance(config.get("model"), dict):
-        return config["model"]
+        return {**config, **config["model"]}
     nested = config.get("transformer_layer_config")
     return {**config, **nested} if isinstance(nested, dict) else config
 

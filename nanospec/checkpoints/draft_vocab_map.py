@@ -12,7 +12,8 @@ def read_vocab_map(d2t: Tensor | None, t2d: Tensor | None, num_rows: int, vocab_
     d2t  [num_rows], offsets: row i scores id i + d2t[i]
     t2d  [vocab_size], not 0 for the ids that some row scores, in order
 
-    One of them is enough; d2t in floating point, which cannot hold large offsets, is not read if there is t2d.
+    One of them is enough; d2t in floating point, which cannot hold large offsets, is not read if there is t2d, and is
+    refused without it where an offset may have been rounded.
     Example: d2t [0, 2, 2] and t2d [1, 0, 0, 1, 1] both say ids 0, 3, 4.
 
     Raises ValueError for maps of another shape, ids that repeat or leave the vocabulary, maps that disagree, and for a
@@ -30,6 +31,7 @@ def read_vocab_map(d2t: Tensor | None, t2d: Tensor | None, num_rows: int, vocab_
     if d2t is None or (d2t.is_floating_point() and from_mask is not None):
         ids = from_mask
     else:
+        _refuse_rounded(d2t)
         ids = _from_offsets(d2t, num_rows, vocab_size)
     assert ids is not None, "one of the maps is there"
     if from_mask is not None and not torch.equal(ids, from_mask):
@@ -38,6 +40,19 @@ def read_vocab_map(d2t: Tensor | None, t2d: Tensor | None, num_rows: int, vocab_
             f"draft d2t and t2d must name the same ids, got {int(ids[row])} and {int(from_mask[row])} for row {row}"
         )
     return None if torch.equal(ids, torch.arange(vocab_size)) else ids
+
+
+def _refuse_rounded(d2t: Tensor) -> None:
+    """ValueError for offsets that floating point does not hold exactly: in float16 2049 is stored as 2048."""
+    if not d2t.is_floating_point():
+        return
+    limit, offsets = 2 / torch.finfo(d2t.dtype).eps, d2t.double()
+    inexact = offsets[~(offsets.abs() < limit) | (offsets != offsets.round())]
+    if inexact.numel():
+        raise ValueError(
+            f"draft d2t must hold integers where there is no t2d, or whole numbers below {limit:.0f}, up to which "
+            f"{d2t.dtype} is exact, got {inexact[0].item():g}"
+        )
 
 
 def _from_offsets(d2t: Tensor, num_rows: int, vocab_size: int) -> Tensor:

@@ -31,19 +31,23 @@ def load_drafter(
     tokenizer: the target's, which a complete language model as draft must share.
 
     Raises FileNotFoundError; ValueError naming the tensor or key that is missing, unused, non-finite or does not match
-    the target; NotImplementedError for a language model that could not be a target.
+    the target; NotImplementedError for a language model that could not be a target, and for angles that depend on the
+    length of a request.
     """
     directory = resolve_checkpoint(path, "draft")
-    tensors = normalise_names(read_tensors(directory))
-    family = detect_family(tensors)
-    if family == Family.EAGLE3:
-        return build_eagle3_drafter(directory, read_config(directory), tensors, target, feature_layers)
-    if feature_layers is not None:
+    specs = normalise_names(read_tensors(directory, specs_only=True))
+    family = detect_family(specs)
+    if family == Family.UNKNOWN and (directory / "config.json").exists():
+        family = detect_family(specs, read_config(directory))
+    if feature_layers is not None and family != Family.EAGLE3:
         raise ValueError(f"feature_layers must be None for a draft that is not EAGLE-3, got {feature_layers}")
-    if family == Family.EAGLE:
-        return build_eagle_drafter(directory, read_config(directory), tensors, target)
-    if family == Family.MEDUSA:
-        return build_medusa_drafter(directory, tensors, target)
     if family == Family.CAUSAL_LM:
         return load_causal_lm_drafter(directory, target, tokenizer)
-    raise ValueError(f"draft must be one of {LOADED}, got tensors {sorted(tensors)[:8]} in {directory}")
+    if family == Family.UNKNOWN:
+        raise ValueError(f"draft must be one of {LOADED}, got tensors {sorted(specs)[:8]} in {directory}")
+    tensors = normalise_names(read_tensors(directory))
+    if family == Family.EAGLE3:
+        return build_eagle3_drafter(directory, read_config(directory), tensors, target, feature_layers)
+    if family == Family.EAGLE:
+        return build_eagle_drafter(directory, read_config(directory), tensors, target)
+    return build_medusa_drafter(directory, tensors, target)

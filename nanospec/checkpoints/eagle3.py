@@ -44,7 +44,8 @@ def build_eagle3_drafter(
     weights = {name: tensor for name, tensor in tensors.items() if name not in IGNORED}
     check_weights(weights, directory)
     shape = read_shape(settings, weights, directory)
-    wiring = read_wiring(config, weights, target, feature_layers)
+    is_speculators = "speculators_model_type" in config
+    wiring = read_wiring(settings, weights, target, feature_layers, is_speculators)
     fc_inputs = len(wiring.feature_layers) * wiring.target_hidden_size
     shape = replace(shape, two_inputs=True, input_norm=True, fc_inputs=fc_inputs)
 
@@ -62,31 +63,34 @@ def build_eagle3_drafter(
 
 
 def read_wiring(
-    config: dict[str, Any], weights: Mapping[str, Tensor], target: Target, feature_layers: Sequence[int] | None = None
+    settings: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    target: Target,
+    feature_layers: Sequence[int] | None = None,
+    is_speculators: bool = False,
 ) -> Eagle3Wiring:
-    """Wiring from what the config says and the tensors show; `feature_layers` overrides the config."""
+    """Wiring from what the settings of `layer_settings` say and the tensors show; `feature_layers` overrides them."""
     num_layers = target.config.num_hidden_layers
-    layers = tuple(read_feature_layers(config, num_layers) if feature_layers is None else feature_layers)
+    layers = tuple(read_feature_layers(settings, num_layers) if feature_layers is None else feature_layers)
     try:
         check_feature_layers(layers, num_layers)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{error}; name others with feature_layers=") from None
-    is_speculators = "speculators_model_type" in config
     return Eagle3Wiring(
         feature_layers=layers,
         target_hidden_size=target.head_weight.shape[1],
-        fc_norm="fc_norm.0.weight" in weights or _flag(config, "fc_norm", False),
-        norm_before_fc="input_norm.weight" in weights or _flag(config, "norm_before_fc", False),
+        fc_norm="fc_norm.0.weight" in weights or _flag(settings, "fc_norm", False),
+        norm_before_fc="input_norm.weight" in weights or _flag(settings, "norm_before_fc", False),
         # Both are invisible in the tensors. Where speculators' configs leave out the first, engines take it as true.
-        norm_before_residual=_flag(config, "norm_before_residual", is_speculators),
-        norm_output=_flag(config, "norm_output", False),
+        norm_before_residual=_flag(settings, "norm_before_residual", is_speculators),
+        norm_output=_flag(settings, "norm_output", False),
     )
 
 
-def read_feature_layers(config: dict[str, Any], num_layers: int) -> tuple[Any, ...]:
+def read_feature_layers(settings: dict[str, Any], num_layers: int) -> tuple[Any, ...]:
     """Layers whose inputs are the features. Two conventions: speculators' key counts inputs, that of SpecForge, inside
     eagle_config, counts outputs. Without either, the layers that EAGLE-3 was trained with."""
-    own, nested = config.get(AUX_LAYERS), config.get("eagle_config")
+    own, nested = settings.get(AUX_LAYERS), settings.get("eagle_config")
     outputs = nested.get(AUX_LAYERS) if isinstance(nested, dict) else None
     given = own if own is not None else outputs
     if given is None:
@@ -124,8 +128,8 @@ def _check_embedding(embedding: Tensor | None, settings: dict[str, Any], target:
         raise ValueError(f"draft vocabulary must be the target's {target.vocab_size} ids, got {vocab_size}")
 
 
-def _flag(config: dict[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key)
+def _flag(settings: dict[str, Any], key: str, default: bool) -> bool:
+    value = settings.get(key)
     value = default if value is None else value
     if not isinstance(value, bool):
         raise ValueError(f"draft config {key} must be true or false, got {value!r}")

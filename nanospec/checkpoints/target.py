@@ -52,7 +52,7 @@ def load_language_model(
     place = parse_device(device)
     model = _load_model(directory, torch_dtype, FAMILIES[config["model_type"]].attention[0], argument).to(place)
     check_finite(dict(model.state_dict()), directory)
-    return model, _load_tokenizer(directory)
+    return model, load_tokenizer(directory)
 
 
 def load_target_skeleton(path: str | Path) -> Target:
@@ -60,17 +60,23 @@ def load_target_skeleton(path: str | Path) -> Target:
 
     Raises FileNotFoundError, ValueError for a config that is none of transformers, NotImplementedError (see `Target`).
     """
-    directory = resolve_checkpoint(path, "target")
+    return Target(load_model_skeleton(path, "target"))
+
+
+def load_model_skeleton(path: str | Path, argument: str) -> PreTrainedModel:
+    """As `load_target_skeleton`, without a `Target` around it; errors call it `argument`."""
+    directory = resolve_checkpoint(path, argument)
     described = read_config(directory)
-    refuse_architecture(described)
+    refuse_architecture(described, argument)
     attention = FAMILIES[described["model_type"]].attention[0]
     try:
         config = AutoConfig.from_pretrained(directory)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+            return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"target must be a causal language model of transformers, got {directory}: {error}") from error
-    return Target(model)
+        raise ValueError(
+            f"{argument} must be a causal language model of transformers, got {directory}: {error}"
+        ) from error
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -111,7 +117,8 @@ def _load_model(directory: Path, dtype: torch.dtype | None, attention: str, argu
     return model
 
 
-def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a directory, None if there is none. ValueError for one that cannot be read."""
     if (directory / "tokenizer.json.xz").exists():
         return load_compressed_tokenizer(directory)
     if any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):

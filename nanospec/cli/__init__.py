@@ -1,1 +1,1 @@
-"""The command line: `nanospec generate` and `nanospec compare`."""
+"""The command line: `nanospec generate`, `nanospec compare` and `nanospec inspect`."""

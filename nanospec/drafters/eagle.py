@@ -116,11 +116,23 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return heads * cos + torch.cat((-heads[..., half:], heads[..., :half]), -1) * sin
 
 
+def _refuse_changing_angles(rope_config: LlamaConfig) -> None:
+    """The angles of a position are made once, for all requests."""
+    rope_type = (rope_config.rope_parameters or {}).get("rope_type", "default")
+    if "dynamic" in rope_type or rope_type == "longrope":
+        raise NotImplementedError(
+            f"draft rope_type must not depend on the length of a request, got {rope_type!r}: "
+            "angles are made once and for all positions"
+        )
+
+
 class EagleDrafter(nn.Module):
     """EAGLE-1/2 drafter with its own key-value cache; implements `Drafter`.
 
     embed_tokens: the target's embedding module (shared, not owned); head: scores over the draft vocabulary with the
     target's head weight (shared, not owned).
+
+    Raises NotImplementedError for rotary settings whose angles depend on the length of a request.
     """
 
     name = "eagle"
@@ -130,6 +142,7 @@ class EagleDrafter(nn.Module):
         self, shape: EagleShape, rope_config: LlamaConfig, embed_tokens: nn.Module, head: GatheredHead
     ) -> None:
         super().__init__()
+        _refuse_changing_angles(rope_config)
         self.shape = shape
         self.fc = nn.Linear(shape.fc_inputs or 2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
         self.layers = nn.ModuleList(

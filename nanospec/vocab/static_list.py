@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,23 +14,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 TENSOR_NAME = "token_ids"
+log = logging.getLogger(__name__)
 
 
 def check_token_ids(ids: Sequence[object], vocab_size: int | None, source: str) -> None:
-    """Raise TypeError or ValueError naming `source` and the first id that is no integer, out of range or repeated."""
-    first_pos: dict[int, int] = {}
+    """Raise TypeError or ValueError naming `source` and the first id that is no integer or out of range; if there is
+    none, the first that is repeated."""
+    _check_range(ids, vocab_size, source)
+    first_pos: dict[object, int] = {}
     for pos, token_id in enumerate(ids):
-        if isinstance(token_id, bool) or not isinstance(token_id, int):
-            raise TypeError(f"{source}: token ids must be integers, got {token_id!r} at index {pos}")
-        if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
-            bound = "at least 0" if vocab_size is None else f"between 0 and {vocab_size - 1}"
-            raise ValueError(f"{source}: token ids must be {bound}, got {token_id} at index {pos}")
         if token_id in first_pos:
             earlier = first_pos[token_id]
             raise ValueError(
                 f"{source}: token ids must be distinct, got {token_id} at index {earlier} and again at {pos}"
             )
         first_pos[token_id] = pos
+
+
+def _check_range(ids: Sequence[object], vocab_size: int | None, source: str) -> None:
+    for pos, token_id in enumerate(ids):
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise TypeError(f"{source}: token ids must be integers, got {token_id!r} at index {pos}")
+        if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
+            bound = "at least 0" if vocab_size is None else f"between 0 and {vocab_size - 1}"
+            raise ValueError(f"{source}: token ids must be {bound}, got {token_id} at index {pos}")
 
 
 def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
@@ -39,8 +47,10 @@ def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
         .txt          one id per line
         .pt           a tensor or a list of integers, read with weights_only=True
 
-    Raises FileNotFoundError for a missing file; ValueError for one that is no list in its format, is empty, repeats an
-    id or leaves the vocabulary of `vocab_size` ids; TypeError for ids that are no integers. Each names the path.
+    An id that comes again is dropped where it does, and how many were is logged: files of FR-Spec hold some twice.
+
+    Raises FileNotFoundError for a missing file; ValueError for one that is no list in its format, is empty or leaves
+    the vocabulary of `vocab_size` ids; TypeError for ids that are no integers. Each names the path.
     """
     path = Path(path)
     if not path.exists():
@@ -60,8 +70,11 @@ def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
         raise TypeError(f"{path}: must hold a list of token ids, got {type(ids).__name__}")
     if not ids:
         raise ValueError(f"{path}: must hold at least one token id, got none")
-    check_token_ids(ids, vocab_size, str(path))
-    return torch.tensor(ids)
+    _check_range(ids, vocab_size, str(path))
+    distinct = list(dict.fromkeys(ids))
+    if len(distinct) < len(ids):
+        log.info("%s: dropped %d repetitions among %d token ids", path, len(ids) - len(distinct), len(ids))
+    return torch.tensor(distinct)
 
 
 def write_static_list(path: str | Path, ids: Tensor) -> None:

@@ -70,6 +70,14 @@ def test_weights_of_a_dtype_that_is_none(tmp_path: Path, target: Target, dtype: 
             load_drafter(directory, target)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint32, torch.uint8])
+def test_packed_weights_are_refused_by_their_dtype(tmp_path: Path, target: Target, dtype: torch.dtype) -> None:
+    tensors = official()
+    tensors["fc.weight"] = torch.zeros(tensors["fc.weight"].shape, dtype=dtype)
+    with pytest.raises(ValueError, match=f"weights must be float64, .*, got {dtype} in 'fc.weight'"):
+        load_drafter(eagle3_files.write_draft(tmp_path, tensors), target)
+
+
 @pytest.mark.parametrize("name", ["d2t", "t2d"])
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float32])
 def test_maps_of_another_dtype_load_or_are_refused(

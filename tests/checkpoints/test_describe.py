@@ -10,9 +10,13 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nanospec.checkpoints.describe import describe_checkpoint
+from nanospec.target_families import FAMILIES as ARCHITECTURES
 from tests.checkpoints import eagle3_files
 from tests.checkpoints.eagle3_files import CONFIG, HIDDEN, VOCAB, official, speculators, speculators_config
+from tests.checkpoints.test_causal_lm import WORDS, saved
 from tests.checkpoints.test_eagle import published_tensors, write_draft
+from tests.tiny_families import FAMILIES, family_model
+from tests.tiny_language_models import tiny_language_model
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,41 @@ def test_a_language_model(tmp_path: Path) -> None:
     about = describe_checkpoint(tmp_path)
     assert (about.family, about.num_layers, about.vocab_size) == ("causal language model", 2, 30)
     assert about.problems == []
+
+
+def test_a_language_model_as_draft_is_checked_without_its_weights(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "target", tiny_language_model("llama", seed=3))
+    assert describe_checkpoint(directory, directory).problems == []
+    other = saved(tmp_path / "other", tiny_language_model("qwen3", seed=5), [*WORDS[:7], "other", *WORDS[7:-1]])
+    assert describe_checkpoint(other, directory).problems == [
+        f"draft must have the target's tokenizer: id 7 is 'w7' in the target and 'other' in {other}"
+    ]
+    larger = saved(tmp_path / "larger", tiny_language_model("llama", 1, 2000), None)
+    (problem,) = describe_checkpoint(larger, directory).problems
+    assert problem.startswith("draft must have the target's tokenizer: its head scores 2000 ids, the target's 61")
+    config = other / "config.json"
+    config.write_text(config.read_text().replace('"qwen3"', '"gpt_neox"'))
+    (problem,) = describe_checkpoint(other, directory).problems
+    assert problem.startswith("draft model_type must be one of ")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_architecture_of_targets_is_a_language_model(tmp_path: Path, name: str) -> None:
+    model = family_model(name).float()
+    assert model.config.model_type in ARCHITECTURES
+    model.save_pretrained(tmp_path)
+    about = describe_checkpoint(tmp_path, tmp_path)
+    assert (about.family, about.num_layers, about.vocab_size) == ("causal language model", 3, 50)
+    assert about.problems == []
+
+
+def test_settings_of_a_nested_config_are_told(tmp_path: Path) -> None:
+    nested = {**CONFIG, "norm_output": True, "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 3, 5]}}
+    about = describe_checkpoint(
+        eagle3_files.write_draft(tmp_path, official(), {"model_type": "eagle", "model": nested})
+    )
+    assert about.feature_layers == "outputs of [0, 3, 5]"
+    assert "norm_output" in about.optional_parts
 
 
 def test_a_draft_of_another_target_is_told_why(tmp_path: Path, target_directory: Path) -> None:

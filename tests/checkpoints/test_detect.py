@@ -24,6 +24,7 @@ EXAMPLES = {
     "eagle3 without its norm": (Family.EAGLE3, {**TWO_INPUTS, **meta("fc.weight")}),
     "medusa": (Family.MEDUSA, meta("0.0.linear.weight", "0.0.linear.bias", "0.1.weight", "1.0.linear.weight")),
     "medusa with a prefix": (Family.MEDUSA, meta("medusa_head.0.0.linear.weight", "medusa_head.0.1.weight")),
+    "medusa with two prefixes": (Family.MEDUSA, meta("model.medusa_head.0.0.linear.weight")),
     "medusa of vLLM": (Family.MEDUSA, meta("blocks.0.layers.0.weight", "lm_heads.0.weight")),
     "language model": (
         Family.CAUSAL_LM,
@@ -41,7 +42,22 @@ def test_families_are_told_apart_by_tensors(name: str) -> None:
     assert detect_family(normalise_names(tensors)) == family
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "module.", "draft_model.", "module.model.", "draft_model.model."])
+def test_the_config_decides_only_what_the_ends_of_a_language_model_leave_open() -> None:
+    ends = meta("embed_tokens.weight", "norm.weight", "layers.0.self_attn.qkv_proj.weight")
+    assert detect_family(ends) == Family.UNKNOWN
+    assert detect_family(ends, {"model_type": "phi3"}) == Family.CAUSAL_LM
+    assert detect_family(ends, {"model_type": ["phi3"]}) == Family.UNKNOWN
+    assert detect_family(LAYER, {"model_type": "llama"}) == Family.UNKNOWN
+    assert detect_family(EXAMPLES["eagle"][1], {"model_type": "llama"}) == Family.EAGLE
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "", "model.", "module.", "draft_model.", "module.model.", "draft_model.model.", "model.draft_model.",
+        "module.module.", "model.model.", "language_model.model.", "model.language_model.",
+    ],
+)  # fmt: skip
 def test_prefixes_of_wrappers_are_dropped(prefix: str) -> None:
     assert normalise_names({f"{prefix}midlayer.mlp.up_proj.weight": torch.zeros(1)}).keys() == {
         "layers.0.mlp.up_proj.weight"

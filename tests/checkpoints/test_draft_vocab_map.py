@@ -25,6 +25,30 @@ def test_either_map_tells_the_ids(d2t: Tensor | None, t2d: Tensor | None) -> Non
     assert torch.equal(ids, IDS)
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 2**11), (torch.bfloat16, 2**8), (torch.float32, 2**24)])
+def test_floating_offsets_that_may_be_rounded_are_refused_without_a_mask(dtype: torch.dtype, limit: int) -> None:
+    exact = torch.tensor([0, limit - 1], dtype=torch.float64)
+    ids = read_vocab_map(exact.to(dtype), None, 2, limit + 9)
+    assert ids is not None
+    assert ids.tolist() == [0, limit]
+    rounded = (exact + torch.tensor([0, 2])).to(dtype)
+    assert rounded[1] == limit  # not limit + 1
+    with pytest.raises(ValueError, match=f"d2t must hold integers .* below {limit}, up to which {dtype} is exact, got"):
+        read_vocab_map(rounded, None, 2, limit + 9)
+    mask = torch.zeros(limit + 9, dtype=torch.bool) if limit < 2**20 else None
+    if mask is not None:
+        mask[[0, limit + 2]] = True
+        ids = read_vocab_map(rounded, mask, 2, limit + 9)
+        assert ids is not None
+        assert ids.tolist() == [0, limit + 2]
+
+
+@pytest.mark.parametrize("offset", [0.5, torch.nan, torch.inf])
+def test_offsets_that_are_no_whole_numbers_are_refused(offset: float) -> None:
+    with pytest.raises(ValueError, match=f"d2t must hold integers .*, got {offset:g}"):
+        read_vocab_map(torch.tensor([0, offset, 2]), None, 3, 5)
+
+
 def test_a_map_of_every_id_to_itself_is_none() -> None:
     assert read_vocab_map(None, None, 5, 5) is None
     assert read_vocab_map(torch.zeros(5, dtype=torch.int64), None, 5, 5) is None

@@ -11,10 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanospec.checkpoints import load_drafter
+from nanospec.drafters import CausalLMDrafter
 from nanospec.target import Target
 from tests.checkpoints import eagle3_files
 from tests.checkpoints.test_bad_drafts import Intruder
 from tests.checkpoints.test_eagle import CONFIG, published_tensors, write_draft
+from tests.tiny_families import FAMILIES, family_model
+from tests.tiny_language_models import tiny_language_model
 
 
 def test_an_eagle_1_draft_is_one_whatever_its_config_claims(tmp_path: Path, target: Target) -> None:
@@ -50,6 +53,18 @@ def test_what_cannot_draft_is_refused_by_its_name(
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(error, match=message):
         load_drafter(tmp_path, target)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_architecture_of_targets_drafts_and_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = family_model(name)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr("nanospec.checkpoints.files.load_file", None)  # would read the weights beside transformers
+    drafter = load_drafter(tmp_path, Target(tiny_language_model("llama", 1, 50).float()))
+    assert isinstance(drafter, CausalLMDrafter)
+    assert torch.equal(drafter.head.weight, model.get_output_embeddings().weight.float())
 
 
 def test_a_sharded_draft_loads(tmp_path: Path, target: Target) -> None:

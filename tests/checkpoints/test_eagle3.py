@@ -181,6 +181,22 @@ def test_layer_ids_count_inputs_or_outputs_by_their_place(
     assert load(tmp_path, target, official(), config, feature_layers=[0, 1, 2]).feature_layers == (0, 1, 2)
 
 
+def test_settings_of_a_nested_config_count(tmp_path: Path, target: Target) -> None:
+    nested = {**CONFIG, "norm_output": True, "norm_before_residual": True, "eagle_config": {AUX: [0, 3, 5]}}
+    wiring = load(tmp_path, target, official(), {"model_type": "eagle", "model": nested}).wiring
+    assert (wiring.feature_layers, wiring.norm_output, wiring.norm_before_residual) == ((1, 4, 6), True, True)
+    outside = {"model_type": "eagle", "model": CONFIG, "eagle_config": {AUX: [0, 3, 5]}}
+    assert load(tmp_path, target, official(), outside).feature_layers == (1, 4, 6)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_angles_that_depend_on_the_length_are_refused(tmp_path: Path, target: Target, rope_type: str) -> None:
+    factors = {"factor": 4.0, "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
+    config = {**CONFIG, "rope_parameters": {"rope_type": rope_type, "rope_theta": 1e4, **factors}}
+    with pytest.raises(NotImplementedError, match=f"draft rope_type must not depend .*, got '{rope_type}'"):
+        load(tmp_path, target, official(), config)
+
+
 @pytest.mark.parametrize("layers", [[2, 3, 3], [2, 4, NUM_LAYERS]])
 def test_layers_that_the_target_lacks_are_refused_with_the_way_out(
     tmp_path: Path, target: Target, layers: list[int]

@@ -240,3 +240,18 @@ def test_the_targets_weights_are_neither_saved_nor_moved_with_the_drafter() -> N
     drafter.to(torch.float32)
     assert embedding.weight.dtype == head.weight.dtype == torch.float64
     assert not [name for name in drafter.state_dict() if "embed" in name or "head" in name]
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_angles_that_depend_on_the_length_of_a_request_are_refused(rope_type: str) -> None:
+    drafter = build_drafter(1, 2, fc_bias=False, qkv_bias=False, seed=1)
+    rope = LlamaConfig(
+        hidden_size=HIDDEN, num_attention_heads=4, head_dim=HEAD_DIM, max_position_embeddings=CAPACITY,
+        rope_parameters={
+            "rope_type": rope_type, "rope_theta": ROPE_THETA, "factor": 4.0, "short_factor": [1.0] * 2,
+            "long_factor": [2.0] * 2, "original_max_position_embeddings": 16,
+        },
+    )  # fmt: skip
+    embedding = nn.Embedding(VOCAB, HIDDEN)
+    with pytest.raises(NotImplementedError, match=f"draft rope_type must not depend on .*, got '{rope_type}'"):
+        EagleDrafter(drafter.shape, rope, embedding, drafter.head)
