@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
 from nanospec.drafters.eagle3 import Eagle3Drafter, Eagle3Wiring, default_feature_layers
@@ -77,9 +77,15 @@ def tiny_eagle3_target(seed: int, family: str = "llama") -> Target:
 
 
 def tiny_eagle3_drafter(
-    target: Target, seed: int, num_rows: int = VOCAB_SIZE, std: float = 0.02, **wiring: bool
+    target: Target,
+    seed: int,
+    num_rows: int = VOCAB_SIZE,
+    std: float = 0.02,
+    rope: PreTrainedConfig | None = None,
+    **wiring: bool,
 ) -> Eagle3Drafter:
-    """A drafter whose attention passes the embedding on, plus noise; its own head scores `num_rows` of the ids."""
+    """A drafter whose attention passes the embedding on, plus noise; its own head scores `num_rows` of the ids, its
+    positions turn as `rope` says, or as the target's."""
     hidden = target.head_weight.shape[1]
     shape = EagleShape(
         hidden, 40, 4, 4, hidden // 4, 1, 1e-6, "silu", fc_bias=False, qkv_bias=False, input_norm=True, two_inputs=True,
@@ -91,7 +97,7 @@ def tiny_eagle3_drafter(
     drafter = Eagle3Drafter(
         shape,
         Eagle3Wiring(layers, hidden, **wiring),
-        target.config,
+        rope or target.config,
         target.embed_tokens,
         num_rows,
         ids if num_rows < target.vocab_size else None,
