@@ -74,11 +74,9 @@ def compile_tree_drafter(
     head, target_ids, is_full = drafter.head, drafter.target_ids, isinstance(_over_head(vocab), FullVocab)
 
     def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(drafter.before_head(states), head.weight, head.bias)
+        logits = sharpen(F.linear(drafter.before_head(states), head.weight, head.bias), temperature)
         if isinstance(vocab, PriorVocab):
-            logits = vocab.raise_scores(sharpen(logits, temperature), token_ids)
-        else:
-            logits = sharpen(logits, temperature)
+            logits = vocab.raise_scores(logits, token_ids)
         head_pos, score = best_children(logits, shape.branching, by_blocks=is_full)
         return head_pos if target_ids is None else target_ids[head_pos], score
 

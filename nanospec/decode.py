@@ -18,9 +18,7 @@ from nanospec.checkpoints.causal_lm import build_causal_lm_drafter
 from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.target import load_target
-from nanospec.compiled_drafter import (
-    refuse_uncompiled,
-)
+from nanospec.compiled_drafter import refuse_uncompiled
 from nanospec.decoder_options import TreeArgument, as_tree_shape, checked_temperature, eos_ids_of, resolve_cuda_graph
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
 from nanospec.drafters.drafter import Drafter, HasHead, HasOwnCache, deepest_tree
@@ -47,7 +45,7 @@ from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
-GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks.md has accept lengths for others
+GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks.md has accept lengths, beside those of 1
 MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
 FREQUENT_IDS = "frequent_ids.safetensors"
 

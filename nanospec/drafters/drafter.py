@@ -109,14 +109,14 @@ class FixedShapeDrafter(Drafter, Protocol):
         """Zeros where its memory holds no verified tokens: what is masked must still be finite."""
 
 
-def deepest_tree(drafter: Drafter) -> int | None:
-    """Levels of the deepest tree that the drafter can grow; None: no limit."""
-    return drafter.max_depth if isinstance(drafter, DepthLimited) else None
-
-
 @runtime_checkable
 class HasOwnCache(Protocol):
     """A drafter that can be had once more over the same weights."""
 
     def with_own_cache(self) -> Any:
         """The same drafter with memory that another request's drafting does not disturb."""
+
+
+def deepest_tree(drafter: Drafter) -> int | None:
+    """Levels of the deepest tree that the drafter can grow; None: no limit."""
+    return drafter.max_depth if isinstance(drafter, DepthLimited) else None
