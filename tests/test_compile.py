@@ -200,3 +200,16 @@ def test_views_of_several_sequences_are_refused():
         LocalityTracker(10, 4, batch_size=2).vocabulary_views()
     with pytest.raises(ValueError, match="batch_size must be 1 for a compiled graph, got 2"):
         InContextVocab(torch.zeros(10, 4), 4, batch_size=2).vocabulary_views()
+
+
+@pytest.mark.parametrize("draft_temperature", [None, 1.0])
+@pytest.mark.parametrize("policy", ["in-context", "static:7", "in-context+prior"])
+def test_whatever_shapes_the_scores_the_head_stays_gathered(policy, draft_temperature):
+    """A head that the passes declined would give the same tokens at many times the cost."""
+    compiled = decoder(policy, draft_temperature=draft_temperature)
+    compiled.warm_up()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        compiled.generate([1, 2, 3], max_new_tokens=10)
+    calls = {event.key: event.count for event in profile.key_averages()}
+    steps = compiled.last_stats.steps
+    assert calls["nanospec::gathered_linear"] == steps * compiled.tree.depth
