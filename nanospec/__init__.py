@@ -4,7 +4,7 @@ from nanospec.decode import SpeculativeDecoder
 from nanospec.draft_vocabulary import DraftVocabulary
 from nanospec.gathered_head import GatheredHead
 from nanospec.locality_tracker import LocalityTracker
-from nanospec.records import DraftTree, DraftVocab, Verdict
+from nanospec.records import DraftTree, DraftVocab, Observation, Verdict
 from nanospec.result import GenerationResult, StreamPiece
 from nanospec.sampling import SamplingParams
 from nanospec.static_tree import StaticTree
@@ -12,6 +12,7 @@ from nanospec.target import Target
 from nanospec.tree_drafter import TreeDrafter
 from nanospec.tree_shape import TreeShape
 from nanospec.verifier import verify
+from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab_selector import VocabSelector, build_vocab_selector
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "DraftVocabulary",
     "GatheredHead",
     "GenerationResult",
+    "InContextVocab",
     "LocalityTracker",
+    "Observation",
     "SamplingParams",
     "SpeculativeDecoder",
     "StaticTree",

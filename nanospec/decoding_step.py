@@ -14,7 +14,7 @@ from nanospec.drafters.drafter import FixedShapeDrafter
 from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftTree, Verdict
 from nanospec.sampling import SamplingParams
-from nanospec.step_outcome import observe_step, pack_outcome, tokens_after_path
+from nanospec.step_outcome import observation_of, pack_outcome, tokens_after_path
 from nanospec.target import Target
 from nanospec.tree_drafter import TreeGrower
 from nanospec.verifier import verify
@@ -75,7 +75,8 @@ class DecodingStep:
             tree, output.top_ids[..., 0], output.logits, self.sampling, u, self.seen, max_depth=self.path_length - 1
         )
         following = tokens_after_path(tree, verdict)
-        observe_step(self.vocab, tree, verdict, output.top_ids, following)
+        if self.vocab.observes:
+            self.vocab.learn(observation_of(tree, verdict, output.top_ids, following))
         accepted_pos = verdict.accepted_pos[0]
         self.target.cache.compact_behind(self.length, accepted_pos)
         features = output.features.index_select(1, accepted_pos)

@@ -32,6 +32,19 @@ class DraftVocab(NamedTuple):
     raise_scores: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
+class Observation(NamedTuple):
+    """What one target pass said, over the prompt or over a draft tree: what a draft vocabulary learns from.
+
+    token_ids int64 [B, n]     the tokens that the pass read, oldest first; -1: none
+    top_ids   int64 [B, n, k]  the target's k best ids after each, best first
+    next_ids  int64 [B, n]     what followed each in the text; -1: not known, as after a rejected node
+    """
+
+    token_ids: Tensor
+    top_ids: Tensor
+    next_ids: Tensor
+
+
 class DraftTree(NamedTuple):
     """Candidate continuations, parents before children; node 0 is the root, the last token that is certain.
 

@@ -13,17 +13,16 @@ from nanospec.decoding_step import DecodingStep
 from nanospec.drafters.drafter import Drafter, TakesFirstToken
 from nanospec.drafters.joined_drafter import JoinedDrafter
 from nanospec.headless import HeadlessProbe
-from nanospec.records import DraftTree, Verdict
+from nanospec.records import DraftTree, Observation, Verdict
 from nanospec.request import Request
 from nanospec.sampling import uniforms
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.step_graphs import FixedSteps, bucketed_width
-from nanospec.step_outcome import StepOutcome, by_likelihood, observe_step, pack_outcome, tokens_after_path
+from nanospec.step_outcome import StepOutcome, observation_of, pack_outcome, tokens_after_path
 from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
 from nanospec.tree_drafter import TreeGrower, cache_rows_needed
 from nanospec.verifier import verify
-from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector
 
 # Which loop used a drafter last: its memory is that loop's.
@@ -85,7 +84,8 @@ class SpeculativeLoop:
                 verdict = self._accept(tree, output)
             with self.clock.stage("vocabulary"):
                 following = tokens_after_path(tree, verdict)
-                observe_step(self.vocab, tree, verdict, output.top_ids, following)
+                if self.vocab.observes:
+                    self.vocab.learn(observation_of(tree, verdict, output.top_ids, following))
             with self.clock.stage("other"):
                 packed = pack_outcome(verdict, following, output.top_values, self.vocab.select().count)
                 outcome = StepOutcome.from_list(packed.tolist())  # the one transfer to the host
@@ -142,8 +142,6 @@ class SpeculativeLoop:
                 _last_users[part] = self.marker
             self.vocab.reset()
             prefill = target.prefill(input_ids, self.num_top if self.vocab.observes else 0)
-            if self.vocab.observes:
-                self.vocab.observe(by_likelihood(prefill.top_ids[None], input_ids))
             if request.sampling.repetition_penalty != 1.0:
                 self.seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
                 self.seen.scatter_(1, input_ids, True)
@@ -151,8 +149,8 @@ class SpeculativeLoop:
             check_finite_logits(float(largest), input_ids.shape[1] - 1)
             root_id = next_id[:, None]
             following = torch.cat((input_ids[:, 1:], root_id), 1)
-            if isinstance(self.vocab, PriorVocab):
-                self.vocab.learn(input_ids, prefill.top_ids[None], following)
+            if self.vocab.observes:
+                self.vocab.learn(Observation(input_ids, prefill.top_ids[None], following))
             if isinstance(self.drafter, TakesFirstToken):
                 self.drafter.begin(input_ids[:, :1])
             state = self.drafter.extend(following, prefill.features)

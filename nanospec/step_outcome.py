@@ -7,9 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nanospec.records import DraftTree, Verdict
-from nanospec.vocab.with_prior import PriorVocab
-from nanospec.vocab_selector import VocabSelector
+from nanospec.records import DraftTree, Observation, Verdict
 
 
 class StepOutcome(NamedTuple):
@@ -60,15 +58,6 @@ def tokens_after_nodes(tree: DraftTree, verdict: Verdict, following: Tensor) -> 
     return torch.nn.functional.pad(after, (0, 1)).scatter(1, position[None], following[None])[:, :num_nodes]
 
 
-def by_likelihood(top_ids: Tensor, token_ids: Tensor) -> Tensor:
-    """Candidates of one update, int64 [B, n], the ones to keep longest last: what stood in the text or the tree after
-    all suggestions [B, T, k], and of these the first choice of every position after all second choices."""
-    return torch.cat((top_ids.flip(-1).mT.flatten(1), token_ids), 1)
-
-
-def observe_step(vocab: VocabSelector, tree: DraftTree, verdict: Verdict, top_ids: Tensor, following: Tensor) -> None:
-    """Show a vocabulary what a step brought: the tree, the target's best ids at every node [1, T, k], what was kept."""
-    if vocab.observes:
-        vocab.observe(by_likelihood(top_ids, tree.token_ids))
-    if isinstance(vocab, PriorVocab):
-        vocab.learn(tree.token_ids, top_ids, tokens_after_nodes(tree, verdict, following))
+def observation_of(tree: DraftTree, verdict: Verdict, top_ids: Tensor, following: Tensor) -> Observation:
+    """What a step shows a vocabulary: the tree, the target's best ids at every node [1, T, k], what was kept."""
+    return Observation(tree.token_ids, top_ids, tokens_after_nodes(tree, verdict, following))

@@ -7,20 +7,27 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from nanospec.records import DraftVocab
+from nanospec.records import DraftVocab, Observation
 from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab, head_positions
 from nanospec.vocab.same_head import is_same_head
+from nanospec.vocab.sources import IN_CONTEXT_SOURCES, CandidateSource, TargetSuggestions, TextTokens
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab.with_prior import PriorVocab
 
 CHOICES = (
-    "'full', 'in-context', 'static:N' (the N most frequent ids), 'static:FILE' or 'hybrid:N' (these N and in-context), "
-    "each also with '+prior'"
+    "'full', 'in-context' ('context-only' and 'extension-only' are its halves), 'static:N' (the N most frequent ids), "
+    "'static:FILE' or 'hybrid:N' (these N and in-context), each also with '+prior'"
 )
+# NanoSpec's two sources, and each of them alone.
+IN_CONTEXT: dict[str, tuple[CandidateSource, ...]] = {
+    "in-context": IN_CONTEXT_SOURCES,
+    "context-only": (TextTokens(),),
+    "extension-only": (TargetSuggestions(),),
+}
 PRIOR_SUFFIX = "+prior"
 
 
@@ -29,7 +36,7 @@ class VocabSelector(Protocol):
     """What a decoding loop asks of a policy.
 
     name      shown in results: "full", "static-4096", "in-context"
-    observes  False: `observe` does nothing, so the caller may skip the target's top-k
+    observes  False: `learn` does nothing, so the caller may skip the target's top-k
     """
 
     name: str
@@ -38,8 +45,8 @@ class VocabSelector(Protocol):
     def reset(self, rows: Tensor | None = None) -> None:
         """Start a new request in all sequences, or in `rows`: bool [B], or integer positions [m]."""
 
-    def observe(self, token_ids: Tensor) -> None:
-        """See `token_ids` int64 [B, n], oldest first; -1 means "none"."""
+    def learn(self, observation: Observation) -> None:
+        """Learn from what a target pass said."""
 
     def select(self, width: int | None = None) -> DraftVocab:
         """The current draft vocabulary as views; `width` is an upper bound of `count` that the caller knows."""
@@ -75,8 +82,10 @@ def build_vocab_selector(
     if spec == "full":
         return FullVocab(head_weight)
     is_packed = device.type == "cpu" if packed is None else packed
-    if spec == "in-context":
-        return InContextVocab(head_weight, capacity, packed=is_packed)
+    if spec in IN_CONTEXT:
+        policy = InContextVocab(head_weight, capacity, packed=is_packed, sources=IN_CONTEXT[spec])
+        policy.name = spec
+        return policy
     if kind == "static" and argument:
         return StaticVocab(head_weight, _listed_ids(spec, vocab_size, frequent_ids))
     if kind == "hybrid" and argument:

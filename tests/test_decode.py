@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nanospec import SpeculativeDecoder, TreeShape
 from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_model, tiny_target
 
-POLICIES = ("full", "in-context", "static:5", "static:60")
+POLICIES = ("full", "in-context", "context-only", "extension-only", "static:5", "static:60")
 FREQUENT = torch.randperm(VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
 
 
@@ -250,7 +250,7 @@ def test_bad_requests_name_the_argument(method, arguments, error, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"vocab": "fancy"}, ValueError, "vocab must be 'full', 'in-context', .*, got 'fancy'"),
+        ({"vocab": "fancy"}, ValueError, "vocab must be 'full', 'in-context' .*, got 'fancy'"),
         ({"vocab": "static:100"}, ValueError, "the list has 61"),
         ({"tree": (2, 9, 20), "capacity": 8}, ValueError, "branching must be at most 8, the rows of the vocabulary"),
         ({"tree": 5}, ValueError, "tree must be 'auto', None or .*, got 5"),

@@ -55,7 +55,8 @@ def test_the_bonus_goes_to_the_columns_of_the_ids_and_nowhere_else(kind):
         "hybrid": InContextVocab(weight, 6, pinned_ids=torch.tensor([6])),
     }
     vocab = PriorVocab(policies[kind], learned())
-    vocab.observe(torch.tensor([[1, 5, 2]]))
+    if isinstance(policies[kind], InContextVocab):
+        policies[kind].observe(torch.tensor([[1, 5, 2]]))
     chosen = vocab.select()
     logits = torch.zeros(1, 1, chosen.draft_ids.shape[1], dtype=torch.float64)
     raised = chosen.raise_scores(logits, torch.tensor([[3]]))[0, 0]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from nanospec.draft_vocabulary import VocabularyViews
 from nanospec.locality_tracker import LocalityTracker, VocabChange
-from nanospec.records import DraftVocab
+from nanospec.records import DraftVocab, Observation
 from nanospec.vocab.same_head import is_same_head
+from nanospec.vocab.sources import IN_CONTEXT_SOURCES, CandidateSource, gather_candidates, reset_sources
 
 
 class InContextVocab(nn.Module):
@@ -20,7 +23,10 @@ class InContextVocab(nn.Module):
     `pinned_ids` int64 [P] are always among them: with the most frequent ids, what the context shows late is there from
     the start. Such a policy is called "hybrid-P".
 
-    Raises ValueError unless 1 <= capacity <= V and batch_size >= 1, and as `LocalityTracker` for the pinned ids.
+    `sources` propose what else is to be among them, see `nanospec.vocab.sources`.
+
+    Raises ValueError unless 1 <= capacity <= V, batch_size >= 1 and there is a source, and as `LocalityTracker` for
+    the pinned ids.
     """
 
     name: str = "in-context"
@@ -33,8 +39,12 @@ class InContextVocab(nn.Module):
         batch_size: int = 1,
         packed: bool = True,
         pinned_ids: Tensor | None = None,
+        sources: Sequence[CandidateSource] = IN_CONTEXT_SOURCES,
     ) -> None:
         super().__init__()
+        if not sources:
+            raise ValueError("sources must hold at least one CandidateSource, got none")
+        self.sources = tuple(sources)
         self.head_weight = head_weight.detach()  # a plain attribute: neither saved nor moved with this module
         vocab_size, hidden_size = head_weight.shape
         self.tracker = LocalityTracker(vocab_size, capacity, batch_size, pinned_ids, head_weight.device)
@@ -49,6 +59,11 @@ class InContextVocab(nn.Module):
     def reset(self, rows: Tensor | None = None) -> None:
         """Forget all sequences, or those in `rows`: bool [B], or integer positions [m]."""
         self.tracker.reset(rows)
+        reset_sources(self.sources, rows)
+
+    def learn(self, observation: Observation) -> None:
+        """See what the sources propose after one target pass."""
+        self.observe(gather_candidates(self.sources, observation))
 
     def observe(self, token_ids: Tensor) -> None:
         """See `token_ids` [B, n], oldest first; -1 means "none". Raises as `LocalityTracker.observe`."""

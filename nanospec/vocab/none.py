@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nanospec.records import DraftVocab
+from nanospec.records import DraftVocab, Observation
 
 
 class NoVocab(nn.Module):
@@ -25,7 +25,7 @@ class NoVocab(nn.Module):
     def reset(self, rows: Tensor | None = None) -> None:
         """Nothing to forget."""
 
-    def observe(self, token_ids: Tensor) -> None:
+    def learn(self, observation: Observation) -> None:
         """Nothing to learn."""
 
     def select(self, width: int | None = None) -> DraftVocab:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nanospec.draft_vocabulary import HasVocabularyViews, VocabularyViews
-from nanospec.records import DraftVocab
+from nanospec.records import DraftVocab, Observation
+from nanospec.vocab.in_context import InContextVocab
+from nanospec.vocab.sources import gather_candidates
 
 if TYPE_CHECKING:
     from nanospec.vocab_selector import VocabSelector
@@ -63,6 +65,13 @@ class ReducedVocab(nn.Module):
             self.counted[place] = number
         self._refresh()
 
+    def learn(self, observation: Observation) -> None:
+        """As the policy's; its sources see and propose ids of the target."""
+        if isinstance(self.policy, InContextVocab):
+            self.observe(gather_candidates(self.policy.sources, observation))
+        else:
+            self.policy.learn(observation)
+
     def observe(self, token_ids: Tensor) -> None:
         """See ids of the target, integers [B, n], oldest first; -1 means "none". Raises TypeError for other dtypes."""
         if token_ids.dtype == torch.bool or token_ids.is_floating_point() or token_ids.is_complex():
@@ -71,7 +80,8 @@ class ReducedVocab(nn.Module):
         positions = self.head_pos[token_ids.long().masked_fill(~is_id, self.vocab_size)]
         self.counted[0] += is_id.sum()
         self.counted[1] += (is_id & (positions < 0)).sum()
-        self.policy.observe(positions)
+        if isinstance(self.policy, InContextVocab):
+            self.policy.observe(positions)
         self._refresh()
 
     def select(self, width: int | None = None) -> DraftVocab:

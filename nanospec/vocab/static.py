@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nanospec.draft_vocabulary import VocabularyViews
-from nanospec.records import DraftVocab
+from nanospec.records import DraftVocab, Observation
 from nanospec.vocab.same_head import is_same_head
 from nanospec.vocab.static_list import check_token_ids
 
@@ -42,7 +42,7 @@ class StaticVocab(nn.Module):
     def reset(self, rows: Tensor | None = None) -> None:
         """Nothing to forget."""
 
-    def observe(self, token_ids: Tensor) -> None:
+    def learn(self, observation: Observation) -> None:
         """Nothing to learn."""
 
     def columns(self, ids: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from nanospec.draft_vocabulary import HasVocabularyViews, VocabularyViews
-from nanospec.records import DraftVocab
+from nanospec.records import DraftVocab, Observation
 from nanospec.successor_prior import SuccessorPrior
 
 if TYPE_CHECKING:
@@ -36,14 +36,10 @@ class PriorVocab(nn.Module):
         self.policy.reset()
         self.prior.reset()
 
-    def observe(self, token_ids: Tensor) -> None:
-        """As the policy's."""
-        if self.policy.observes:
-            self.policy.observe(token_ids)
-
-    def learn(self, token_ids: Tensor, top_ids: Tensor, next_ids: Tensor) -> None:
-        """What comes after tokens: as `SuccessorPrior.observe`."""
-        self.prior.observe(token_ids, top_ids, next_ids)
+    def learn(self, observation: Observation) -> None:
+        """As the policy's, and what comes after tokens."""
+        self.policy.learn(observation)
+        self.prior.observe(*observation)
 
     def select(self, width: int | None = None) -> DraftVocab:
         """As the policy's, with the prior."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nanospec.records import Observation
 from nanospec.vocab.full import FullVocab
 
 
@@ -21,7 +22,7 @@ def test_every_id_is_drafted_and_the_head_is_not_copied() -> None:
 def test_nothing_is_saved_trained_or_learned() -> None:
     vocab = FullVocab(torch.randn(7, 4))
     vocab.reset()
-    vocab.observe(torch.tensor([[1, 2]]))
+    vocab.learn(Observation(torch.tensor([[1, 2]]), torch.tensor([[[3], [4]]]), torch.tensor([[2, 5]])))
     assert (vocab.name, vocab.observes) == ("full", False)
     assert not vocab.state_dict()
     assert not list(vocab.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nanospec.records import Observation
 from nanospec.vocab.static import StaticVocab
 
 
@@ -12,7 +13,7 @@ def test_the_list_keeps_its_order_and_its_rows_are_contiguous() -> None:
     weight = torch.nn.Parameter(torch.randn(7, 4))
     vocab = StaticVocab(weight, torch.tensor([5, 0, 3], dtype=torch.int32))
     vocab.reset()
-    vocab.observe(torch.tensor([[1, 2]]))
+    vocab.learn(Observation(torch.tensor([[1, 2]]), torch.tensor([[[3], [4]]]), torch.tensor([[2, 5]])))
     selected = vocab.select(2)
     assert (vocab.name, vocab.observes) == ("static-3", False)
     assert selected.draft_ids.tolist() == [[5, 0, 3]]
