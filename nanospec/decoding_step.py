@@ -24,7 +24,7 @@ from nanospec.vocab_selector import VocabSelector
 class DecodingStep:
     """The step of one target, drafter, vocabulary, tree shape and way to sample; for one request at a time.
 
-    outcome int64 [3 + L] after every run: see `StepOutcome`. Raises TypeError for a drafter without passes of fixed
+    outcome int64 [4 + L] after every run: see `StepOutcome`. Raises TypeError for a drafter without passes of fixed
     shape.
     """
 
@@ -51,7 +51,7 @@ class DecodingStep:
             self.uniforms = torch.zeros(target.context_window + self.path_length, dtype=torch.float64, device=device)
             is_penalized = sampling.repetition_penalty != 1.0
             self.seen = torch.zeros(1, vocab_size, dtype=torch.bool, device=device) if is_penalized else None
-            self.outcome = torch.zeros(3 + self.path_length, dtype=torch.int64, device=device)
+            self.outcome = torch.zeros(4 + self.path_length, dtype=torch.int64, device=device)
 
     def begin(self, root_id: Tensor, state: Tensor, uniforms: Tensor, seen: Tensor | None) -> None:
         """Take over a request after its prompt: root_id int64 [1, 1] is the token that the prompt pass yielded, state
@@ -87,5 +87,5 @@ class DecodingStep:
         self.num_generated += verdict.num_accepted
         if self.seen is not None:
             self.seen.scatter_(1, following[None], True)
-        self.outcome.copy_(pack_outcome(verdict, following, output.top_values, self.vocab.select().count))
+        self.outcome.copy_(pack_outcome(tree, verdict, following, output.top_values, self.vocab.select().count))
         return tree, verdict

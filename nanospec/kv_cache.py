@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -85,12 +86,28 @@ class KVCache:
         return (self.buffer.dtype, self.buffer.device) == (weight.dtype, weight.device)
 
     def reset(self, capacity: int) -> None:
-        """Forget everything and make room for `capacity` tokens (certain ones and one tree)."""
-        if capacity > self.capacity:
-            with torch.inference_mode(False):  # an ordinary tensor, writable in and outside inference mode
-                self.buffer = self.buffer.new_zeros(*self.shape[:4], capacity, self.shape[5])
+        """Forget everything and make room for `capacity` tokens (certain ones and one tree).
+
+        Raises MemoryError, on CUDA torch.OutOfMemoryError, if there is no such room; what was there is gone then, and
+        the next request may ask for less.
+        """
         self.length = 0
         self.num_resets += 1
+        if capacity > self.capacity:
+            self.buffer = self.buffer.new_empty(self.shape)  # the old one goes first
+            self.buffer = self._new_buffer(capacity)
+
+    def _new_buffer(self, capacity: int) -> Tensor:
+        try:
+            with torch.inference_mode(False):  # an ordinary tensor, writable in and outside inference mode
+                return self.buffer.new_zeros(*self.shape[:4], capacity, self.shape[5])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            num_bytes = self.buffer.itemsize * math.prod((*self.shape[:4], capacity, self.shape[5]))
+            raise MemoryError(
+                f"a key-value cache of {capacity} tokens needs {num_bytes:,} bytes, which could not be had: {error}"
+            ) from error
 
     def clear_uncertain(self) -> None:
         """Zeros behind the certain rows: a masked row still counts 0 times its value, and 0 times NaN is NaN."""

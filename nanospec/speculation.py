@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,6 +14,7 @@ from nanospec.decoding_step import DecodingStep
 from nanospec.drafters.drafter import Drafter, TakesFirstToken
 from nanospec.drafters.joined_drafter import JoinedDrafter
 from nanospec.headless import HeadlessProbe
+from nanospec.invariants import check_vocabulary, checks_enabled
 from nanospec.records import DraftTree, Observation, Verdict
 from nanospec.request import Request
 from nanospec.sampling import uniforms
@@ -87,7 +89,7 @@ class SpeculativeLoop:
                 if self.vocab.observes:
                     self.vocab.learn(observation_of(tree, verdict, output.top_ids, following))
             with self.clock.stage("other"):
-                packed = pack_outcome(verdict, following, output.top_values, self.vocab.select().count)
+                packed = pack_outcome(tree, verdict, following, output.top_values, self.vocab.select().count)
                 outcome = StepOutcome.from_list(packed.tolist())  # the one transfer to the host
                 num_accepted = self._count(outcome)
                 self.target.cache.compact(verdict.accepted_pos[0], num_accepted)
@@ -177,6 +179,17 @@ class SpeculativeLoop:
         with self.probe.timed():
             return self.drafter.extend(new_ids, features)
 
+    def _note_failed_draft(self) -> None:
+        """There were ids to score and none got a finite score: this step was plain decoding."""
+        self.stats.failed_drafts += 1
+        if self.stats.failed_drafts == 1:
+            warnings.warn(
+                f"the drafter's scores are not finite at step {self.stats.steps}: the output stays right, but such "
+                "steps yield one token each",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
     def _count(self, outcome: StepOutcome) -> int:
         """Takes the outcome of a step to the books; the number of accepted nodes.
 
@@ -187,6 +200,10 @@ class SpeculativeLoop:
             raise NonFiniteLogitsError(position)
         self.stats.steps += 1
         self.stats.target_passes += 1
+        if outcome.num_drafted == 0 and self.num_active > 0:
+            self._note_failed_draft()
+        if checks_enabled():
+            check_vocabulary(self.vocab)
         self.stats.step_tokens += outcome.num_accepted
         self.stats.active_rows += self.num_active
         self.num_active = outcome.num_active

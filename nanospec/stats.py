@@ -24,6 +24,7 @@ class GenerationStats:
 
     unsayable_ids: of the observed_ids that were offered to the draft vocabulary (repeated ones each time), those that a
     draft with a vocabulary of its own cannot say; both 0 for a draft that scores all ids.
+    failed_drafts: steps whose drafter gave no finite score to anything, so that they were plain decoding.
     lossless: False if drafted tokens were kept that the target need not have said.
     """
 
@@ -39,6 +40,7 @@ class GenerationStats:
     active_rows: int = 0
     observed_ids: int = 0
     unsayable_ids: int = 0
+    failed_drafts: int = 0
     headless_draft_seconds: float = 0.0
     lossless: bool = True
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
