@@ -13,7 +13,8 @@ from nanospec.ops.write_cache_rows import write_cache_rows
 
 
 class CacheRows(NamedTuple):
-    """Where one pass of a model writes, and how far it reads: rows of buffer [num_layers, 2, B, H, capacity, d].
+    """Where one pass of a model writes, and how far it reads: rows of buffer [num_layers, 2, B, H, capacity, d], or
+    [num_layers, 1, B, H, capacity, d + d'] with keys and values side by side.
 
     row_ids int64 [n] are written, one for each token of the pass; the first `end` rows are read. A plain value, so that
     a compiled or captured pass takes both tensors as they are.
@@ -26,7 +27,10 @@ class CacheRows(NamedTuple):
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """keys, values [B, H, n, d] -> views over the first `end` rows of this layer."""
         write_cache_rows(self.buffer, layer, self.row_ids, keys, values)
-        key_rows, value_rows = self.buffer[layer]
+        if self.buffer.shape[1] == 1:
+            key_rows, value_rows = self.buffer[layer, 0].split((keys.shape[-1], values.shape[-1]), -1)
+        else:
+            key_rows, value_rows = self.buffer[layer]
         return key_rows[:, :, : self.end], value_rows[:, :, : self.end]
 
 
@@ -57,7 +61,9 @@ class CachePlace(NamedTuple):
 
 
 class KVCache:
-    """One buffer [num_layers, 2, B, H, capacity, head_dim]; `length` tokens of it are certain.
+    """One buffer [num_layers, num_parts, B, H, capacity, head_dim]; `length` tokens of it are certain.
+
+    num_parts  2: keys and values; 1: both side by side in one row of `head_dim` numbers, where their sizes differ
 
     A pass writes where `rows` says, behind the certain tokens, and reads views, so attention never concatenates.
     Rows from `length` on belong to a draft tree: `compact` keeps the accepted ones, the next pass overwrites the rest.
@@ -71,8 +77,9 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         batch_size: int = 1,
+        num_parts: int = 2,
     ) -> None:
-        self.shape = (num_layers, 2, batch_size, num_heads, 0, head_dim)
+        self.shape = (num_layers, num_parts, batch_size, num_heads, 0, head_dim)
         self.buffer = torch.empty(self.shape, dtype=dtype, device=device)
         self.length = 0
         self.num_resets = 0

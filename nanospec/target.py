@@ -13,7 +13,7 @@ from nanospec.graph_compiler import compile_apart, mark_growing
 from nanospec.kv_cache import CachePlace, CacheRows, KVCache, as_transformers_cache
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.records import DraftTree
-from nanospec.target_families import layer_masks, logit_soft_cap, refuse_unsupported, switching_position
+from nanospec.target_families import empty_cache, layer_masks, logit_soft_cap, refuse_unsupported, switching_position
 
 PREFILL_CHUNK = 512  # positions per pass of the body: bounds the mask at [512, P]
 HEAD_CHUNK = 64  # positions per pass of the head: bounds the logits at [64, V]
@@ -105,11 +105,7 @@ class Target(nn.Module):
     @property
     def cache(self) -> KVCache:
         if self._cache is None or not self._cache.fits(self.head_weight):
-            config = self.config
-            head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-            self._cache = KVCache(
-                config.num_hidden_layers, config.num_key_value_heads, head_dim, self.dtype, self.device
-            )
+            self._cache = empty_cache(self.model, self.config.num_hidden_layers)
         return self._cache
 
     def reset(self, capacity: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from nanospec.kv_cache import KVCache
 from nanospec.layer_masks import FULL, SLIDING, LayerMasks
 
 
@@ -18,20 +19,25 @@ class Family(NamedTuple):
     attention            the kernels that are right with trees, the preferred one first
     caps_logits          `final_logit_softcapping` applies behind the head
     has_experts          tokens are routed to experts
+    has_latent_cache     the cache holds one latent vector and one rotated key for all heads (MLA)
     """
 
     masks_by_layer_type: bool = False
     attention: tuple[str, ...] = ("sdpa", "eager")
     caps_logits: bool = False
     has_experts: bool = False
+    has_latent_cache: bool = False
 
 
 FAMILIES = {
+    "deepseek_v3": Family(has_experts=True, has_latent_cache=True),
     "gemma": Family(),
     "gemma2": Family(masks_by_layer_type=True, attention=("eager",), caps_logits=True),  # sdpa has no soft-cap
     "gemma3": Family(masks_by_layer_type=True),  # text and images: the text model alone, which has no cap there
     "gemma3_text": Family(masks_by_layer_type=True, caps_logits=True),
+    "glm4_moe": Family(has_experts=True),
     "llama": Family(),
+    "mellum": Family(masks_by_layer_type=True, has_experts=True),
     "mistral": Family(),
     "mixtral": Family(has_experts=True),
     "phi3": Family(),
@@ -43,7 +49,7 @@ FAMILIES = {
 _REASONS = {
     "is_encoder_decoder": "an encoder beside the decoder is not supported",
     "attention_chunk_size": "attention within chunks is not supported",
-    "kv_lora_rank": "the cache holds no latent vectors (MLA)",
+    "kv_lora_rank": "latent keys and values (MLA) are supported for deepseek_v3 alone",
     "num_kv_shared_layers": "layers that share keys and values are not supported",
     "linear_num_value_heads": "a recurrent state cannot be branched",
     "mamba_d_state": "a recurrent state cannot be branched",
@@ -131,6 +137,16 @@ def layer_masks(model: PreTrainedModel) -> LayerMasks:
     if not isinstance(window, int) or window < 1:
         raise ValueError(f"target sliding_window must be at least 1 where layers slide, got {window!r}")
     return LayerMasks(kinds, window, by_kind)
+
+
+def empty_cache(model: PreTrainedModel, num_layers: int) -> KVCache:
+    """Of `num_layers` layers such as the model has, in its dtype and on its device; without room as yet."""
+    config, weight = model.config.get_text_config(), model.get_output_embeddings().weight
+    if family_of(model).has_latent_cache:
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        return KVCache(num_layers, 1, width, weight.dtype, weight.device, num_parts=1)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return KVCache(num_layers, config.num_key_value_heads, head_dim, weight.dtype, weight.device)
 
 
 def logit_soft_cap(model: PreTrainedModel) -> float | None:

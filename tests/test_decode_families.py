@@ -78,8 +78,8 @@ def test_sampled_output_of_fixed_steps_is_autoregressive_output(name, monkeypatc
         assert fixed_step_tokens(decoder, **sampling) == expected
 
 
-# Of each kind: one windowed mask and experts, a mask and a rotation per layer type, capped attention, longrope.
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma3_text", "gemma2", "phi3-longrope"])
+# Of each kind: one windowed mask and experts, a mask and a rotation per layer type, capped attention, longrope, MLA.
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma3_text", "gemma2", "phi3-longrope", "deepseek_v3"])
 def test_compiled_output_is_autoregressive_output(name):
     eager = decoder_of(cached_target(name))
     compiled = decoder_of(cached_target(name), compile="eager")
@@ -97,7 +97,7 @@ def test_experts_by_the_grouped_product_give_the_same_tokens():
     assert decoder.generate(PROMPT, max_new_tokens=NUM_NEW).token_ids == expected
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "qwen3_moe", "phi3-longrope"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "qwen3_moe", "phi3-longrope", "deepseek_v3", "mellum"])
 @torch.inference_mode()
 def test_nothing_inside_a_step_waits_for_the_device(name):
     target = cached_target(name)

@@ -38,6 +38,19 @@ def test_a_pass_writes_behind_the_certain_rows_or_behind_the_levels_before():
     assert append(cache, [7]) == [1, 2, 3, 7]
 
 
+def test_keys_and_values_of_two_sizes_lie_side_by_side():
+    cache = KVCache(2, 1, head_dim=5, dtype=torch.float64, device=torch.device("cpu"), num_parts=1)
+    cache.reset(8)
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(1, 1, 4, width, generator=generator).double() for width in (3, 2))
+    cache.rows(3).append(1, keys[:, :, :3], values[:, :, :3])
+    cache.compact(torch.tensor([0, 2]), num_accepted=2)
+    all_keys, all_values = cache.rows(1).append(1, keys[:, :, 3:], values[:, :, 3:])
+    assert torch.equal(all_keys, keys[:, :, [0, 2, 3]])
+    assert torch.equal(all_values, values[:, :, [0, 2, 3]])
+    assert not cache.buffer[0].any()
+
+
 def test_compact_keeps_the_worked_example():
     cache = make_cache()
     append(cache, [1, 2, 3, 4, 5])

@@ -109,7 +109,7 @@ REFUSED = {
     "RecurrentGemma": "lru_width=.*recurrent state cannot be branched",
     "Llama4Text": "attention_chunk_size=8192: attention within chunks",
     "Llama4": "attention_chunk_size=8192: attention within chunks",
-    "DeepseekV3": "kv_lora_rank=512: the cache holds no latent vectors",
+    "DeepseekV2": r"kv_lora_rank=512: latent keys and values \(MLA\) are supported for deepseek_v3 alone",
     "Gemma3nText": "num_kv_shared_layers=15: layers that share keys and values",
     "T5": "is_encoder_decoder=True: an encoder",
     "Cohere": "logit_scale=0.0625: scaled logits",
@@ -121,7 +121,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_architecture_is_refused_with_the_choices_and_the_reason(name):
     config = getattr(transformers, f"{name}Config")()
-    message = f"model_type must be one of gemma, .*, qwen3_moe, got '{config.model_type}'"
+    message = f"model_type must be one of deepseek_v3, gemma, .*, qwen3_moe, got '{config.model_type}'"
     with pytest.raises(NotImplementedError, match=f"{message}.*{REFUSED[name]}"):
         refuse_architecture(config.to_dict())
 

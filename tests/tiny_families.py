@@ -27,15 +27,21 @@ IMAGES = {
 }  # fmt: skip
 LONGROPE_WINDOW = 40
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GROUPED = {**ROUTED, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
+LATENT = {"kv_lora_rank": 12, "q_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 10}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 # name -> (prefix of the classes in transformers, settings beside SIZES)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v3": ("DeepseekV3", {"num_key_value_heads": 4, **LATENT, **GROUPED}),
     "gemma": ("Gemma", {"head_dim": 10}),
     "gemma2": ("Gemma2", {**GEMMA, "final_logit_softcapping": 6.0, "attn_logit_softcapping": 4.0}),
     "gemma3": ("Gemma3", GEMMA),
     "gemma3_text": ("Gemma3Text", {**GEMMA, "final_logit_softcapping": 6.0}),
+    "glm4_moe": ("Glm4Moe", {"use_qk_norm": True, "attention_bias": True, **GROUPED}),
     "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
+    "mellum": ("Mellum", {"head_dim": 10, "sliding_window": WINDOW, "layer_types": MIXED, "num_experts": 4, **ROUTED}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 10}),
     "mistral-window": ("Mistral", {"sliding_window": WINDOW}),
     "mixtral": ("Mixtral", EXPERTS),
@@ -57,6 +63,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+WITH_EXPERTS = ("DeepseekV3", "Glm4Moe", "Mellum", "Mixtral", "Qwen3Moe")
+
+
 def family_config(name: str, **changes: Any) -> PreTrainedConfig:
     prefix, settings = FAMILIES[name]
     settings = SIZES | settings | changes
@@ -70,7 +79,7 @@ def family_model(name: str, seed: int = 3, std: float = 0.2, **changes: Any) -> 
     prefix = FAMILIES[name][0]
     class_name = {"Gemma3Text": "Gemma3ForCausalLM", "Gemma3": "Gemma3ForConditionalGeneration"}.get(prefix)
     model = getattr(transformers, class_name or f"{prefix}ForCausalLM")(family_config(name, **changes)).double()
-    if prefix in ("Mixtral", "Qwen3Moe"):
+    if prefix in WITH_EXPERTS:
         model.set_experts_implementation("batched_mm")  # grouped_mm has no float64
     randomize(model, seed, std)
     embedding = model.get_input_embeddings()

@@ -22,14 +22,17 @@ _OP = torch.ops.nanospec.write_cache_rows.default
 def write_cache_rows(buffer: Tensor, layer: int, row_ids: Tensor, keys: Tensor, values: Tensor) -> None:
     """buffer[layer, 0 and 1, :, :, row_ids] = keys and values, in place; nothing else is touched.
 
-    buffer       [num_layers, 2, B, H, capacity, head_dim]
+    buffer       [num_layers, 2, B, H, capacity, head_dim]; or [num_layers, 1, ..], whose rows hold both side by side
     row_ids      int64 [n], distinct, in [0, capacity): the caller's business, as is the layer
-    keys, values [B, H, n, head_dim], in the buffer's dtype
+    keys, values [B, H, n, head_dim], in the buffer's dtype; side by side they may differ in size
     """
     _OP(buffer, layer, row_ids, keys, values)
 
 
 def _write(buffer: Tensor, layer: int, row_ids: Tensor, keys: Tensor, values: Tensor) -> None:
+    if buffer.shape[1] == 1:
+        buffer[layer, 0].index_copy_(2, row_ids, torch.cat((keys, values), -1))
+        return
     key_rows, value_rows = buffer[layer]
     key_rows.index_copy_(2, row_ids, keys)
     value_rows.index_copy_(2, row_ids, values)
