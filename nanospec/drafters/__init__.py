@@ -6,6 +6,7 @@ from nanospec.drafters.eagle import EagleDrafter
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.drafters.joined_drafter import JoinedDrafter
 from nanospec.drafters.medusa import MedusaDrafter, MedusaShape
+from nanospec.drafters.mtp import MtpDrafter
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "JoinedDrafter",
     "MedusaDrafter",
     "MedusaShape",
+    "MtpDrafter",
     "PromptLookupDrafter",
 ]
