@@ -17,12 +17,14 @@ from nanospec.autoregression import AutoregressiveLoop
 from nanospec.checkpoints.causal_lm import build_causal_lm_drafter
 from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
+from nanospec.checkpoints.mtp import own_checkpoint
 from nanospec.checkpoints.target import load_target
 from nanospec.compiled_drafter import refuse_uncompiled
 from nanospec.decoder_options import TreeArgument, as_tree_shape, checked_temperature, eos_ids_of, resolve_cuda_graph
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
 from nanospec.drafters.drafter import Drafter, HasHead, HasOwnCache, deepest_tree
 from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
@@ -141,7 +143,8 @@ class SpeculativeDecoder:
         feature_layers: Sequence[int] | None = None,
         **options: Any,
     ) -> SpeculativeDecoder:
-        """A decoder over paths, hub ids or loaded modules; the draft "prompt-lookup" needs no weights.
+        """A decoder over paths, hub ids or loaded modules; the draft "prompt-lookup" needs no weights, "mtp" means the
+        native MTP modules in the target's own checkpoint.
 
         dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here, and so
         does feature_layers: the target's layers that an EAGLE-3 draft reads, where its config is wrong. Further options
@@ -153,8 +156,9 @@ class SpeculativeDecoder:
         if draft == PROMPT_LOOKUP:
             drafter = PromptLookupDrafter(loaded.device)
         elif isinstance(draft, str | Path):
-            directory = resolve_checkpoint(draft, "draft")
-            drafter = load_drafter(directory, loaded, feature_layers, tokenizer)
+            is_own = draft == NATIVE_MTP
+            directory = own_checkpoint(loaded) if is_own else resolve_checkpoint(draft, "draft")
+            drafter = load_drafter(NATIVE_MTP if is_own else directory, loaded, feature_layers, tokenizer)
             if (directory / FREQUENT_IDS).exists():
                 options.setdefault("frequent_ids", read_static_list(directory / FREQUENT_IDS, loaded.vocab_size))
         elif isinstance(draft, PreTrainedModel):

@@ -49,6 +49,7 @@ FAMILIES = {
 _REASONS = {
     "is_encoder_decoder": "an encoder beside the decoder is not supported",
     "attention_chunk_size": "attention within chunks is not supported",
+    "short_conv_kernel_size": "a recurrent state cannot be branched",
     "kv_lora_rank": "latent keys and values (MLA) are supported for deepseek_v3 alone",
     "num_kv_shared_layers": "layers that share keys and values are not supported",
     "linear_num_value_heads": "a recurrent state cannot be branched",

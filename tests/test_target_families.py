@@ -106,6 +106,10 @@ def test_a_prompt_behind_the_switch_of_longrope_is_refused():
 REFUSED = {
     "Mamba": "state_size=.*recurrent state cannot be branched",
     "Qwen3Next": "linear_num_value_heads=.*recurrent state cannot be branched",
+    "Qwen3_5Text": "linear_num_value_heads=.*recurrent state cannot be branched",
+    "BailingHybrid": "short_conv_kernel_size=.*recurrent state cannot be branched",
+    "Ernie4_5_Moe": "",
+    "InklingText": "",
     "RecurrentGemma": "lru_width=.*recurrent state cannot be branched",
     "Llama4Text": "attention_chunk_size=8192: attention within chunks",
     "Llama4": "attention_chunk_size=8192: attention within chunks",

@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from nanospec.checkpoints.causal_lm import check_causal_lm_files
 from nanospec.checkpoints.detect import (
+    MTP_MODULE,
     Family,
     count_layers,
     count_medusa_heads,
+    count_mtp_modules,
     detect_family,
     normalise_names,
 )
@@ -22,8 +24,10 @@ from nanospec.checkpoints.draft_config import layer_settings
 from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.eagle3 import AUX_LAYERS
 from nanospec.checkpoints.files import read_config, read_tensors, resolve_checkpoint
+from nanospec.checkpoints.mtp import is_mtp_name
 from nanospec.checkpoints.target import load_target_skeleton, load_tokenizer
 from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.target import Target
 
 OPTIONAL_PARTS = {
@@ -48,6 +52,7 @@ class CheckpointDescription:
 
     family          by the tensors; architectures: what the config claims
     layout          "speculators <version>", or "published"
+    num_mtp_modules native MTP modules: a draft of their own, or inside a language model that they draft for
     vocab_size      ids of the target; draft_vocab_size: rows of the draft's own head
     feature_layers  layers of the target whose inputs an EAGLE-3 draft reads: the config's own words, or with a target
                     the layers that will be read
@@ -67,6 +72,7 @@ class CheckpointDescription:
     vocab_size: int | None
     draft_vocab_size: int | None
     num_medusa_heads: int | None
+    num_mtp_modules: int | None
     dtypes: list[str]
     num_parameters: int
     feature_layers: list[int] | str | None
@@ -76,21 +82,27 @@ class CheckpointDescription:
 
 
 def describe_checkpoint(path: str | Path, target: str | Path | None = None) -> CheckpointDescription:
-    """The checkpoint in `path` (directory or hub id). With a `target`, the draft is also read and checked against that
-    target's shapes exactly as for decoding, without the target's weights. A language model is checked by its config and
-    tokenizer, without its own weights too.
+    """The checkpoint in `path` (directory or hub id; "mtp": the native MTP modules in the target's own). With a
+    `target`, the draft is also read and checked against that target's shapes exactly as for decoding, without the
+    target's weights. A language model is checked by its config and tokenizer, without its own weights too.
 
-    Raises FileNotFoundError for what is not there, ValueError for files that cannot be read, NotImplementedError for a
-    target that cannot be used.
+    Raises FileNotFoundError for what is not there, ValueError for files that cannot be read and for "mtp" without a
+    target, NotImplementedError for a target that cannot be used.
     """
-    directory = resolve_checkpoint(path, "path")
+    is_own = path == NATIVE_MTP
+    if is_own and target is None:
+        raise ValueError(f"target must be given with {NATIVE_MTP!r}, which means modules in its checkpoint, got None")
+    directory = resolve_checkpoint(target if is_own and target is not None else path, "target" if is_own else "path")
     tensors = normalise_names(read_tensors(directory, specs_only=True))
     problems: list[str] = []
     try:
         config = read_config(directory)
     except FileNotFoundError as error:
         config, problems = {}, [str(error)]
-    family = detect_family(tensors, config)
+    family = Family.MTP if is_own else detect_family(tensors, config)
+    if is_own:
+        num_layers = count_layers(tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if is_mtp_name(name, num_layers)}
     if family == Family.UNKNOWN:
         problems.append(f"its tensors are of no known family: {sorted(tensors)[:8]}")
     feature_layers: list[int] | str | None = (
@@ -99,20 +111,20 @@ def describe_checkpoint(path: str | Path, target: str | Path | None = None) -> C
     if target is not None and not problems:
         skeleton, tokenizer = load_target_skeleton(target), load_tokenizer(resolve_checkpoint(target, "target"))
         try:
-            feature_layers = _check_draft(directory, family, skeleton, tokenizer)
+            feature_layers = _check_draft(NATIVE_MTP if is_own else directory, family, skeleton, tokenizer)
         except (ValueError, NotImplementedError) as error:
             problems.append(str(error))
     return _describe(str(path), family, config, tensors, feature_layers, problems)
 
 
 def _check_draft(
-    directory: Path, family: Family, target: Target, tokenizer: PreTrainedTokenizerBase | None
+    path: str | Path, family: Family, target: Target, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[int] | None:
     """The layers that an EAGLE-3 draft will read. Raises what loading a draft of the family raises."""
     if family == Family.CAUSAL_LM:
-        check_causal_lm_files(directory, target, tokenizer)
+        check_causal_lm_files(path, target, tokenizer)
         return None
-    drafter = load_drafter(directory, target)
+    drafter = load_drafter(path, target)
     return list(drafter.feature_layers) if isinstance(drafter, Eagle3Drafter) else None
 
 
@@ -138,13 +150,16 @@ def _describe(
         else "published",
         architectures=config.get("architectures"),
         num_layers=count_layers(tensors),
-        hidden_size=_size(tensors, 0, "fc.weight", "norm.weight", "0.0.linear.weight"),
+        hidden_size=_size(
+            tensors, 0, "fc.weight", "norm.weight", "0.0.linear.weight", *filter(MTP_MODULE.match, tensors)
+        ),
         intermediate_size=_size(tensors, 0, "layers.0.mlp.gate_proj.weight"),
         num_heads=settings.get("num_attention_heads"),
         num_kv_heads=settings.get("num_key_value_heads"),
         vocab_size=_size(tensors, 0, "t2d", "embed_tokens.weight") or settings.get("vocab_size"),
         draft_vocab_size=_size(tensors, 0, "lm_head.weight", "d2t") if is_draft else None,
         num_medusa_heads=count_medusa_heads(tensors) if family == Family.MEDUSA else None,
+        num_mtp_modules=count_mtp_modules(tensors) or None,
         dtypes=sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
         num_parameters=sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point()),
         feature_layers=feature_layers,

@@ -25,6 +25,7 @@ RENAMED = (
     (re.compile(r"^aux_norm_mid\."), "fc_norm.1."),
     (re.compile(r"^aux_norm_high\."), "fc_norm.2."),
 )
+MTP_MODULE = re.compile(r"^layers\.(\d+)\.eh_proj\.weight$|^mtp\.fc\.weight$")
 MEDUSA_HEAD = re.compile(r"^(\d+)\.\d+\.(linear\.)?(weight|bias)$|^(?:blocks|lm_heads)\.(\d+)\.")
 
 
@@ -34,6 +35,7 @@ class Family(StrEnum):
     EAGLE = "EAGLE-1/2"
     EAGLE3 = "EAGLE-3"
     MEDUSA = "Medusa"
+    MTP = "native MTP"
     CAUSAL_LM = "causal language model"
     UNKNOWN = "unknown"
 
@@ -43,7 +45,7 @@ def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     replaced. Raises ValueError where two tensors get one name."""
     normalised: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        new_name = _normalise(name)
+        new_name = normalise_name(name)
         if new_name in normalised:
             raise ValueError(f"checkpoint must hold {new_name!r} once, got it again as {name!r}")
         normalised[new_name] = tensor
@@ -68,6 +70,8 @@ def detect_family(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | Non
 def _family_of_tensors(tensors: Mapping[str, Tensor]) -> Family:
     if any(MEDUSA_HEAD.match(name) for name in tensors):
         return Family.MEDUSA
+    if count_mtp_modules(tensors) and not _has_ends(tensors):
+        return Family.MTP
     if "layers.0.self_attn.q_proj.weight" not in tensors and "layers.0.hidden_norm.weight" not in tensors:
         return Family.EAGLE if "fc.weight" in tensors and has_layers(tensors) else Family.UNKNOWN
     if "layers.0.hidden_norm.weight" in tensors or _reads_two_inputs(tensors):
@@ -87,8 +91,15 @@ def has_layers(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def count_layers(tensors: Mapping[str, Tensor]) -> int:
-    """Decoder layers, by the largest index."""
-    return max((int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))), default=-1) + 1
+    """Decoder layers, by the largest index; native MTP modules, which are numbered on behind them, are none."""
+    modules = {int(match[1]) for name in tensors if (match := MTP_MODULE.match(name)) and match[1]}
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
+    return max(layers - modules, default=-1) + 1
+
+
+def count_mtp_modules(tensors: Mapping[str, Tensor]) -> int:
+    """Native MTP modules, inside a language model or alone."""
+    return sum(MTP_MODULE.match(name) is not None for name in tensors)
 
 
 def count_medusa_heads(tensors: Mapping[str, Tensor]) -> int:
@@ -105,7 +116,8 @@ def _reads_two_inputs(tensors: Mapping[str, Tensor]) -> bool:
     return query.shape[1] == 2 * output.shape[0]
 
 
-def _normalise(name: str) -> str:
+def normalise_name(name: str) -> str:
+    """One stored name as `normalise_names` gives it."""
     name = PREFIX.sub("", name)
     for pattern, replacement in RENAMED:
         name = pattern.sub(replacement, name)

@@ -13,7 +13,9 @@ from nanospec.checkpoints.eagle import build_eagle_drafter
 from nanospec.checkpoints.eagle3 import build_eagle3_drafter
 from nanospec.checkpoints.files import read_config, read_tensors, resolve_checkpoint
 from nanospec.checkpoints.medusa import build_medusa_drafter
+from nanospec.checkpoints.mtp import load_mtp_drafter, own_checkpoint
 from nanospec.drafters.drafter import Drafter
+from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.target import Target
 
 LOADED = ", ".join(family.value for family in Family if family != Family.UNKNOWN)
@@ -26,6 +28,7 @@ def load_drafter(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Drafter:
     """The draft in `path` (directory or hub id) on the target's device and in its dtype; its tensors say what it is.
+    "mtp" means the native MTP modules in the target's own checkpoint.
 
     feature_layers: for EAGLE-3, the layers of the target whose inputs it reads, where the config is wrong or silent.
     tokenizer: the target's, which a complete language model as draft must share.
@@ -34,15 +37,20 @@ def load_drafter(
     the target; NotImplementedError for a language model that could not be a target, and for angles that depend on the
     length of a request.
     """
-    directory = resolve_checkpoint(path, "draft")
-    specs = normalise_names(read_tensors(directory, specs_only=True))
-    family = detect_family(specs)
-    if family == Family.UNKNOWN and (directory / "config.json").exists():
-        family = detect_family(specs, read_config(directory))
+    if path == NATIVE_MTP:
+        family, directory = Family.MTP, own_checkpoint(target)
+    else:
+        directory = resolve_checkpoint(path, "draft")
+        specs = normalise_names(read_tensors(directory, specs_only=True))
+        family = detect_family(specs)
+        if family == Family.UNKNOWN and (directory / "config.json").exists():
+            family = detect_family(specs, read_config(directory))
     if feature_layers is not None and family != Family.EAGLE3:
         raise ValueError(f"feature_layers must be None for a draft that is not EAGLE-3, got {feature_layers}")
     if family == Family.CAUSAL_LM:
         return load_causal_lm_drafter(directory, target, tokenizer)
+    if family == Family.MTP:
+        return load_mtp_drafter(directory, target)
     if family == Family.UNKNOWN:
         raise ValueError(f"draft must be one of {LOADED}, got tensors {sorted(specs)[:8]} in {directory}")
     tensors = normalise_names(read_tensors(directory))

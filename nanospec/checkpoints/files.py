@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +70,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensors(directory: Path, specs_only: bool = False) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by their stored names, from one weight file or the shards that an index lists.
+def _any_name(name: str) -> bool:
+    return True
 
-    safetensors are preferred. specs_only: meta tensors, which have names, shapes and dtypes but no numbers.
+
+def read_tensors(
+    directory: Path, specs_only: bool = False, wanted: Callable[[str], bool] = _any_name
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their stored names, from one weight file or the shards that an index lists.
+
+    safetensors are preferred. specs_only: meta tensors, which have names, shapes and dtypes but no numbers. wanted:
+    which stored names to read; shards without any are not opened.
 
     Raises FileNotFoundError naming what is not there, ValueError for files that cannot be read or do not hold what
     their index lists.
     """
     first = _first_weight_file(directory)
     if first.suffix != ".json":
-        return _read_weight_file(first, specs_only)
+        return _read_weight_file(first, specs_only, wanted)
     tensors: dict[str, Tensor] = {}
-    index = _read_index(first)
+    index = {name: shard for name, shard in _read_index(first).items() if wanted(name)}
     for shard in sorted(set(index.values())):
-        tensors.update(_read_weight_file(first.parent / shard, specs_only))
+        tensors.update(_read_weight_file(first.parent / shard, specs_only, wanted))
     missing, unlisted = sorted(index.keys() - tensors.keys()), sorted(tensors.keys() - index.keys())
     if missing or unlisted:
         raise ValueError(f"{first} must list what its shards hold: missing {missing}, not listed {unlisted}")
@@ -114,17 +121,38 @@ def _read_index(path: Path) -> dict[str, str]:
     return places
 
 
-def _read_weight_file(path: Path, specs_only: bool) -> dict[str, Tensor]:
+def _read_weight_file(path: Path, specs_only: bool, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    tensors = _read_whole_file(path, specs_only) if wanted is _any_name or specs_only else _read_parts(path, wanted)
+    return {name: tensor for name, tensor in tensors.items() if wanted(name)}
+
+
+def _read_parts(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """As `_read_whole_file`, but of a safetensors file only what is wanted."""
+    if path.suffix != ".safetensors":
+        return _read_whole_file(path, specs_only=False)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in filter(wanted, file.keys())}
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_whole_file(path: Path, specs_only: bool) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _read_header(path) if specs_only else load_file(path)
         tensors = torch.load(path, map_location="meta" if specs_only else "cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} must be a readable weight file, got {reason}") from None
+        raise _unreadable(path, error) from None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{path} must hold a dictionary of tensors, got {type(tensors).__name__}")
     return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} must be a readable weight file, got {(str(error) or type(error).__name__).splitlines()[0]}"
+    )
 
 
 def _read_header(path: Path) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ NOT_A_ROW = ("problems",)
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="Checkpoint: directory or hub id.")],
+    path: Annotated[str, typer.Argument(help="Checkpoint: directory or hub id; mtp: modules in that of --target.")],
     target: Annotated[
         str | None, typer.Option(help="Check it as a draft of this target: path or hub id; its weights are not read.")
     ] = None,

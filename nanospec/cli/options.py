@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 TargetOption = Annotated[str | None, typer.Option(help="Target model: path or hub id. Default: the embedded pair.")]
 DraftOption = Annotated[
-    str | None, typer.Option(help="Draft of that target: path or hub id, or prompt-lookup, which needs no weights.")
+    str | None,
+    typer.Option(
+        help="Draft of that target: path or hub id; mtp, the native MTP modules in its checkpoint; or prompt-lookup, "
+        "which needs no weights."
+    ),
 ]
 TreeOption = Annotated[
     str | None,

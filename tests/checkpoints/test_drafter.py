@@ -42,7 +42,7 @@ def test_an_eagle_1_draft_is_one_whatever_its_config_claims(tmp_path: Path, targ
         (
             {"weight": torch.zeros(2)},
             ValueError,
-            r"must be one of EAGLE-1/2, EAGLE-3, Medusa, causal language model, got tensors \['weight'\] in",
+            r"one of EAGLE-1/2, EAGLE-3, Medusa, native MTP, causal language model, got tensors \['weight'\] in",
         ),
     ],
 )

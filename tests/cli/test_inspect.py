@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from nanospec.checkpoints.describe import CheckpointDescription
 from nanospec.cli.main import app
 from tests.checkpoints.eagle3_files import HIDDEN, VOCAB, official, write_draft
+from tests.checkpoints.test_mtp import written
 
 
 @pytest.fixture
@@ -59,6 +60,16 @@ def test_a_problem_is_shown_and_ends_with_status_2(tmp_path: Path, target: str, 
     result = run(str(write_draft(tmp_path / "broken", tensors)), "--target", target, *form)
     assert result.exit_code == 2
     assert "missing tensors ['norm.weight']" in " ".join(result.stdout.split())
+
+
+def test_modules_inside_a_target_are_counted_and_checked(tmp_path: Path) -> None:
+    directory = str(written(tmp_path))
+    rows = [line.split("  ", 1) for line in run(directory).stdout.splitlines()]
+    assert {name: value.strip() for name, value in rows}["mtp modules"] == "1"
+    result = run("mtp", "--target", directory)
+    assert result.exit_code == 0
+    assert "native MTP" in result.stdout
+    assert f"fits {directory}" in " ".join(result.stdout.split())
 
 
 def test_what_is_not_there_is_one_line_on_stderr(tmp_path: Path) -> None:
