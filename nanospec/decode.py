@@ -24,6 +24,7 @@ from nanospec.decoder_options import TreeArgument, as_tree_shape, checked_temper
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
 from nanospec.drafters.drafter import Drafter, HasHead, HasOwnCache, deepest_tree
 from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.drafters.joined_drafter import join_prompt_lookup
 from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
@@ -141,15 +142,17 @@ class SpeculativeDecoder:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         feature_layers: Sequence[int] | None = None,
+        lookup: bool = False,
         **options: Any,
     ) -> SpeculativeDecoder:
         """A decoder over paths, hub ids or loaded modules; the draft "prompt-lookup" needs no weights, "mtp" means the
         native MTP modules in the target's own checkpoint.
 
         dtype defaults to the checkpoint's, device to CUDA where there is one; both apply to what is loaded here, and so
-        does feature_layers: the target's layers that an EAGLE-3 draft reads, where its config is wrong. Further options
-        are those of the class. The target's tokenizer is used where its directory holds one, and "static:N" takes its
-        ids from `frequent_ids.safetensors` where the draft's directory holds it.
+        does feature_layers: the target's layers that an EAGLE-3 draft reads, where its config is wrong. lookup: prompt
+        lookup's best chain joins the draft's trees (`JoinedDrafter`). Further options are those of the class. The
+        target's tokenizer is used where its directory holds one, and "static:N" takes its ids from
+        `frequent_ids.safetensors` where the draft's directory holds it.
         """
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
         drafter: Drafter
@@ -167,6 +170,8 @@ class SpeculativeDecoder:
             drafter = draft
         else:
             raise TypeError(f"draft must be a path, a hub id, a model or a Drafter, got {type(draft).__name__}")
+        if lookup:
+            drafter = join_prompt_lookup(drafter, loaded.device)
         options.setdefault("tokenizer", tokenizer)
         return cls(loaded, drafter, **options)
 

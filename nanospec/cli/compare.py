@@ -31,6 +31,7 @@ from nanospec.cli.options import (
     DraftTemperatureOption,
     DtypeOption,
     JsonOption,
+    LookupOption,
     NumTopOption,
     TargetOption,
     TreeOption,
@@ -70,6 +71,7 @@ def compare(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Decode to max-new-tokens whatever comes.")] = False,
     target: TargetOption = None,
     draft: DraftOption = None,
+    lookup: LookupOption = False,
     tree: TreeOption = "auto",
     num_top: NumTopOption = None,
     dtype: DtypeOption = None,
@@ -93,7 +95,7 @@ def compare(
             raise ValueError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
         first = TREE_IS_MEASURED_WITH if TREE_IS_MEASURED_WITH in specs else next(iter(specs.values()))
         options: dict[str, Any] = {"dtype": dtype, "device": device, "num_top": num_top, "compile": compile}
-        options |= {"cuda_graph": cuda_graph, "draft_temperature": draft_temperature}
+        options |= {"cuda_graph": cuda_graph, "draft_temperature": draft_temperature, "lookup": lookup}
         decoder = load_decoder(target, draft, vocab=first, tree=tree, **options)
         encoded = encode_prompts(decoder, read)
         decoders = build_decoders(decoder, specs, leave_out=not vocab)
@@ -106,7 +108,8 @@ def compare(
                 "source": prompts.name if prompts else "demo",
             }
             comparison = _comparison_object(decoder, rows, differences, about)
-            typer.echo(json.dumps({**comparison, "compile": compile, "draft_temperature": draft_temperature}, indent=2))
+            asked = {"compile": compile, "draft_temperature": draft_temperature, "lookup": lookup}
+            typer.echo(json.dumps({**comparison, **asked}, indent=2))
         else:
             print_comparison(rows, differences)
     if not all(row.identical for row in rows):

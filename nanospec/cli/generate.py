@@ -19,6 +19,7 @@ from nanospec.cli.options import (
     DraftTemperatureOption,
     DtypeOption,
     JsonOption,
+    LookupOption,
     NumTopOption,
     TargetOption,
     TreeOption,
@@ -36,6 +37,7 @@ def generate(
     prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from this file instead.")] = None,
     target: TargetOption = None,
     draft: DraftOption = None,
+    lookup: LookupOption = False,
     vocab: Annotated[str, typer.Option(metavar=VOCAB_METAVAR, help="Vocabulary to draft from.")] = "in-context",
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
@@ -63,7 +65,7 @@ def generate(
     with one_line_errors(debug):
         text = _prompt_text(prompt, prompt_file)
         options: dict[str, Any] = {"dtype": dtype, "device": device, "num_top": num_top, "compile": compile}
-        options |= {"cuda_graph": cuda_graph, "draft_temperature": draft_temperature}
+        options |= {"cuda_graph": cuda_graph, "draft_temperature": draft_temperature, "lookup": lookup}
         decoder = load_decoder(target, draft, vocab=vocab, tree=tree, **options)
         input_ids = decoder.encode(text)
         if compile:

@@ -60,6 +60,10 @@ DraftTemperatureOption = Annotated[
     float | None,
     typer.Option(help="Divides the draft's logits when a tree is grown. Default: 0.5, or 1 where text is sampled."),
 ]
+LookupOption = Annotated[
+    bool,
+    typer.Option("--lookup", help="Prompt lookup joins the draft: what followed the same tokens earlier."),
+]
 VOCAB_METAVAR = "in-context|full|static:N|static:FILE|hybrid:N[+prior]"
 
 

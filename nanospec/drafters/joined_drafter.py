@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nanospec.drafters.drafter import FixedShapeDrafter, HasOwnCache, TakesFirstToken
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, HasOwnCache, TakesFirstToken
 from nanospec.drafters.joined_tree import joined_tree
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 from nanospec.kv_cache import CachePlace
@@ -83,6 +83,14 @@ class JoinedDrafter:
     def clear_uncertain(self) -> None:
         self.model.clear_uncertain()
         self.lookup.clear_uncertain()
+
+
+def join_prompt_lookup(model: Drafter, device: torch.device) -> JoinedDrafter:
+    """The model with a prompt lookup of its own. Raises ValueError for a draft that looks up already, TypeError as
+    `JoinedDrafter`."""
+    if isinstance(model, PromptLookupDrafter | JoinedDrafter):
+        raise ValueError(f"lookup=True needs a draft that is a model alone, got {model.name}")
+    return JoinedDrafter(model, PromptLookupDrafter(device))  # type: ignore[arg-type]  # checked there
 
 
 class JoinedTreeDrafter:

@@ -56,8 +56,9 @@ def test_json_is_one_complete_object_and_nothing_else(script, compare):
     assert result.exit_code == 0, result.stderr
     printed = json.loads(result.stdout)
     assert result.stderr == ""
-    assert set(printed) == {"rows", "differences", "tree", "prompts", "machine", "compile", "draft_temperature"}
-    assert (printed["compile"], printed["draft_temperature"]) == (False, None)
+    asked = {"compile", "draft_temperature", "lookup"}
+    assert set(printed) == {"rows", "differences", "tree", "prompts", "machine"} | asked
+    assert (printed["compile"], printed["draft_temperature"], printed["lookup"]) == (False, None, False)
     assert [row["vocab"] for row in printed["rows"]] == ["autoregressive", "full", "static-4096", "in-context"]
     assert all(set(row) == ROW_KEYS for row in printed["rows"])
     assert printed["differences"] == []

@@ -151,3 +151,12 @@ def test_drafts_without_special_training_give_the_same_tokens(pair, draft):
     printed = generate(other)
     assert printed["token_ids"] == generate((target, eagle))["token_ids"]
     assert printed["drafter"] == ("causal-lm" if draft == "itself" else draft)
+
+
+def test_prompt_lookup_joins_a_draft(pair):
+    printed = generate(pair, "--lookup")
+    assert printed["token_ids"] == generate(pair)["token_ids"]
+    assert printed["drafter"] == "eagle+prompt-lookup"
+    result = run("generate", "x", *of((pair[0], "prompt-lookup")), "--lookup")
+    assert result.exit_code == 2
+    assert "lookup=True needs a draft that is a model alone, got prompt-lookup" in result.stderr

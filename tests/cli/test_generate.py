@@ -94,10 +94,11 @@ def test_options_reach_the_decoder(script):
         "--draft-temperature",
         "0.7",
         "--no-cuda-graph",
+        "--lookup",
     )
     assert result.exit_code == 0, result.stderr
     loaded = {"vocab": "full", "tree": TreeShape(3, 4, 9), "dtype": None, "device": None, "num_top": 5}
-    loaded |= {"compile": False, "cuda_graph": False, "draft_temperature": 0.7}
+    loaded |= {"compile": False, "cuda_graph": False, "draft_temperature": 0.7, "lookup": True}
     assert script.loaded == [("demo", loaded)]
     [(_, prompt, settings)] = script.calls
     assert prompt == "Hi"
