@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from nanospec.checkpoints.draft_ids import read_id_list
 from nanospec.records import DraftVocab, Observation
 from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.full import FullVocab
@@ -15,7 +15,6 @@ from nanospec.vocab.reduced import ReducedVocab, head_positions
 from nanospec.vocab.same_head import is_same_head
 from nanospec.vocab.sources import IN_CONTEXT_SOURCES, CandidateSource, TargetSuggestions, TextTokens
 from nanospec.vocab.static import StaticVocab
-from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab.with_prior import PriorVocab
 
 CHOICES = (
@@ -67,7 +66,7 @@ def build_vocab_selector(
     frequent_ids  [M], most frequent first, the list behind 'static:N' and 'hybrid:N'
 
     Raises ValueError for an unknown name, 'static:N' without a list of at least N ids, or a policy that keeps rows of
-    another head; TypeError for a spec that is neither; what `read_static_list` raises for 'static:FILE'.
+    another head; TypeError for a spec that is neither; what `read_id_list` raises for 'static:FILE'.
     """
     if not isinstance(spec, str):
         if isinstance(spec, VocabSelector):
@@ -146,10 +145,10 @@ def build_reduced_vocab(
 
 
 def _listed_ids(spec: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:
-    """The list that 'static:' or 'hybrid:' names: a file, or the first N of `frequent_ids`."""
+    """The list that 'static:' or 'hybrid:' names: a file, a draft of few ids, or the first N of `frequent_ids`."""
     _, _, argument = spec.partition(":")
     if not argument.removeprefix("-").isdecimal():
-        return read_static_list(Path(argument), vocab_size)
+        return read_id_list(argument, vocab_size)
     num_ids = int(argument)
     if num_ids < 1:
         raise ValueError(f"vocab {spec!r} must ask for at least 1 id, got {num_ids}")

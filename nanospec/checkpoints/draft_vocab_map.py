@@ -5,6 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAPS = ("d2t", "t2d")
+
+
+def vocab_maps(ids: Tensor, vocab_size: int) -> dict[str, Tensor]:
+    """The maps that say which id each row of a draft's head scores, ascending, as `read_vocab_map` reads them.
+
+    Example: ids [0, 3, 4] of 5 give d2t [0, 2, 2] and t2d [1, 0, 0, 1, 1].
+    """
+    is_sayable = torch.zeros(vocab_size, dtype=torch.bool, device=ids.device)
+    return {"d2t": ids - torch.arange(ids.shape[0], device=ids.device), "t2d": is_sayable.index_fill(0, ids, True)}
+
 
 def read_vocab_map(d2t: Tensor | None, t2d: Tensor | None, num_rows: int, vocab_size: int) -> Tensor | None:
     """int64 [num_rows], the id of the target that each row of the draft's head scores; None if row i scores id i.

@@ -4,6 +4,8 @@ fc.weight [D, 2D], fc.bias [D] (optional), layers.i.self_attn.{q,k,v,o}_proj.wei
 layers.i.mlp.{gate,up,down}_proj.weight, layers.i.post_attention_layernorm.weight,
 layers.i.input_layernorm.weight for i > 0, embed_tokens.weight (stored, never trained: the target's is used)
 HASS, and speculators before 0.4, may add embed_layernorm, layers.0.input_layernorm and lm_head_layernorm.
+A trimmed draft (see `trim`) has rows of the target's head as its own, and says of which ids: lm_head.weight [N, D] with
+d2t int64 [N] or t2d bool [V], as EAGLE-3 has them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from nanospec.checkpoints.detect import Family, normalise_names
 from nanospec.checkpoints.draft_config import layer_settings, read_shape, rope_config
+from nanospec.checkpoints.draft_vocab_map import MAPS, read_vocab_map
 from nanospec.checkpoints.files import check_weights, read_config, read_tensors, resolve_checkpoint
 from nanospec.checkpoints.published_names import load_published, published_tensors
 from nanospec.drafters.eagle import EagleDrafter
@@ -41,13 +44,20 @@ def build_eagle_drafter(
 ) -> EagleDrafter:
     """The drafter made of `tensors` under normalised names; raises as `load_eagle_drafter`."""
     settings, tensors = layer_settings(config), dict(tensors)
+    maps = {name: tensors.pop(name) for name in MAPS if name in tensors}
+    if maps and "lm_head.weight" not in tensors:
+        raise ValueError(f"draft must hold 'lm_head.weight' because it holds {sorted(maps)}, got none in {directory}")
     check_weights(tensors, directory)
     _check_against_target(settings, tensors, target, directory)
     shape = read_shape(settings, tensors, directory)
-    head = GatheredHead(target.head_weight, target.head_bias)
+    head: GatheredHead | int = GatheredHead(target.head_weight, target.head_bias)
+    target_ids = None
+    if maps:
+        head = tensors["lm_head.weight"].shape[0]
+        target_ids = read_vocab_map(maps.get("d2t"), maps.get("t2d"), head, target.vocab_size)
     rope = rope_config(settings, shape, target.context_window)
     with torch.device("meta"):  # sizes that a config only claims cost nothing
-        drafter = EagleDrafter(shape, rope, target.embed_tokens, head)
+        drafter = EagleDrafter(shape, rope, target.embed_tokens, head, target_ids)
     load_published(drafter, tensors, directory, Family.EAGLE)
     return drafter.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanospec.checkpoints.detect import Family
 from nanospec.checkpoints.draft_config import layer_settings, read_shape, rope_config
-from nanospec.checkpoints.draft_vocab_map import read_vocab_map
+from nanospec.checkpoints.draft_vocab_map import MAPS, read_vocab_map
 from nanospec.checkpoints.files import check_weights
 from nanospec.checkpoints.published_names import load_published
 from nanospec.drafters.eagle3 import Eagle3Drafter, Eagle3Wiring, default_feature_layers
@@ -26,7 +26,6 @@ from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target, check_feature_layers
 
 AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
-IGNORED = ("d2t", "t2d")  # maps, no weights
 
 
 def build_eagle3_drafter(
@@ -41,7 +40,7 @@ def build_eagle3_drafter(
     Raises ValueError naming the tensor or setting that is missing, unused, non-finite or does not match the target.
     """
     settings = layer_settings(config)
-    weights = {name: tensor for name, tensor in tensors.items() if name not in IGNORED}
+    weights = {name: tensor for name, tensor in tensors.items() if name not in MAPS}
     check_weights(weights, directory)
     shape = read_shape(settings, weights, directory)
     is_speculators = "speculators_model_type" in config

@@ -33,14 +33,19 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def resolve_checkpoint(path: str | Path, argument: str) -> Path:
-    """A local directory, or the local copy of a hub id. FileNotFoundError names `argument` and what was given."""
+def resolve_checkpoint(path: str | Path, argument: str, weights: bool = True) -> Path:
+    """A local directory, or the local copy of a hub id, without its weights where they are not needed.
+
+    FileNotFoundError names `argument` and what was given.
+    """
     directory = Path(path).expanduser()
     if directory.is_dir():
         return directory
     if directory.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         raise FileNotFoundError(f"{argument} must be a checkpoint directory or a hub id, got {str(path)!r}")
     try:
+        if not weights:
+            return Path(snapshot_download(str(path), allow_patterns=list(SMALL_FILES)))
         directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.safetensors"]))
         if not any(directory.glob("*.safetensors")):
             directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.bin", "*.pt"]))

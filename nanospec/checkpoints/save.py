@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor
-
+from nanospec.checkpoints.draft_vocab_map import vocab_maps
 from nanospec.checkpoints.eagle import write_checkpoint
 from nanospec.checkpoints.eagle3 import AUX_LAYERS
 from nanospec.checkpoints.published_names import published_tensors
@@ -35,12 +33,13 @@ def save_drafter(
     if layout not in get_args(Layout):
         raise ValueError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
     tensors = dict(published_tensors(drafter))
+    if drafter.target_ids is not None:
+        tensors.update(vocab_maps(drafter.target_ids, drafter.vocab_size))
     if not isinstance(drafter, Eagle3Drafter):
         if layout != "official":
             raise ValueError(f"layout must be 'official' for an EAGLE-1/2 drafter, got {layout!r}")
         write_checkpoint(directory, tensors, _eagle_config(drafter))
         return
-    tensors.update(_maps(drafter))
     if layout == "speculators":
         write_checkpoint(directory, tensors, _speculators_config(drafter, target))
         return
@@ -50,15 +49,6 @@ def save_drafter(
         )
     tensors = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in tensors.items()}
     write_checkpoint(directory, tensors, _eagle3_config(drafter))
-
-
-def _maps(drafter: Eagle3Drafter) -> dict[str, Tensor]:
-    """d2t and t2d of a drafter with a smaller vocabulary."""
-    ids = drafter.target_ids
-    if ids is None:
-        return {}
-    is_sayable = torch.zeros(drafter.vocab_size, dtype=torch.bool, device=ids.device)
-    return {"d2t": ids - torch.arange(ids.shape[0], device=ids.device), "t2d": is_sayable.index_fill(0, ids, True)}
 
 
 def _layer_config(drafter: EagleDrafter) -> dict[str, Any]:
@@ -85,6 +75,8 @@ def _layer_config(drafter: EagleDrafter) -> dict[str, Any]:
 
 def _eagle_config(drafter: EagleDrafter) -> dict[str, Any]:
     config = {"architectures": ["LlamaForCausalLM"], **_layer_config(drafter), "model_type": "llama"}
+    if drafter.lm_head is not None:
+        config["draft_vocab_size"] = drafter.lm_head.weight.shape[0]
     # Only the negative is written: absent means a bias of fc, and some engines read a true one as biases of attention.
     return config if drafter.shape.fc_bias else {**config, "bias": False}
 

@@ -21,6 +21,7 @@ from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace, CacheRows, KVCache
 from nanospec.records import DraftVocab
 from nanospec.tree_layout import additive_mask
+from nanospec.vocab.same_head import is_same_head
 
 EXTEND_CHUNK = 512  # verified positions per pass: bounds the mask at [512, P]
 
@@ -129,8 +130,9 @@ def _refuse_changing_angles(rope_config: LlamaConfig) -> None:
 class EagleDrafter(nn.Module):
     """EAGLE-1/2 drafter with its own key-value cache; implements `Drafter`.
 
-    embed_tokens: the target's embedding module (shared, not owned); head: scores over the draft vocabulary with the
-    target's head weight (shared, not owned).
+    embed_tokens  the target's embedding module (shared, not owned)
+    head          the target's head (shared, not owned), or the number of rows of a head of its own
+    target_ids    int64 [rows of the head], the id of the target that each row scores; None: row i scores id i
 
     Raises NotImplementedError for rotary settings whose angles depend on the length of a request.
     """
@@ -139,7 +141,12 @@ class EagleDrafter(nn.Module):
     target_ids: Tensor | None
 
     def __init__(
-        self, shape: EagleShape, rope_config: LlamaConfig, embed_tokens: nn.Module, head: GatheredHead
+        self,
+        shape: EagleShape,
+        rope_config: LlamaConfig,
+        embed_tokens: nn.Module,
+        head: GatheredHead | int,
+        target_ids: Tensor | None = None,
     ) -> None:
         super().__init__()
         _refuse_changing_angles(rope_config)
@@ -151,8 +158,9 @@ class EagleDrafter(nn.Module):
         )
         self.embed_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if shape.embed_norm else None
         self.lm_head_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if shape.head_norm else None
-        # int64 [rows of the head]: the id that each scores; None: row i scores id i.
-        self.register_buffer("target_ids", None, persistent=False)
+        self.lm_head = nn.Linear(shape.hidden_size, head, bias=False) if isinstance(head, int) else None
+        self._own_head: tuple[GatheredHead, ...] = ()
+        self.register_buffer("target_ids", target_ids, persistent=False)
         # In tuples, so that the target's weights are not ours to move or save, and angles stay float32 in any dtype.
         self._shared = (embed_tokens, head)
         with torch.device("cpu"):  # also where the weights are made on the meta device
@@ -188,7 +196,13 @@ class EagleDrafter(nn.Module):
 
     @property
     def head(self) -> GatheredHead:
-        return self._shared[1]
+        """Over the target's head, or over its own wherever that lies now."""
+        if self.lm_head is None:
+            assert isinstance(self._shared[1], GatheredHead), "no number of rows without a head of its own"
+            return self._shared[1]
+        if not self._own_head or not is_same_head(self._own_head[0].weight, self.lm_head.weight):
+            self._own_head = (GatheredHead(self.lm_head.weight),)
+        return self._own_head[0]
 
     def with_own_cache(self) -> EagleDrafter:
         """A drafter over the same weights that another request's drafting does not disturb."""

@@ -21,7 +21,6 @@ from transformers import LlamaConfig
 
 from nanospec.drafters.eagle import EagleDrafter, EagleLayer, EagleShape, rms_norm
 from nanospec.gathered_head import GatheredHead
-from nanospec.vocab.same_head import is_same_head
 
 
 @dataclass(frozen=True)
@@ -72,29 +71,17 @@ class Eagle3Drafter(EagleDrafter):
         width, num_features = shape.hidden_size, len(wiring.feature_layers)
         assert shape.fc_inputs == num_features * wiring.target_hidden_size, "fc reads all features"
         own_embedding = nn.Embedding(embed_tokens, width) if isinstance(embed_tokens, int) else None
-        super().__init__(shape, rope_config, own_embedding or embed_tokens, head)  # type: ignore[arg-type]
+        super().__init__(shape, rope_config, own_embedding or embed_tokens, head, target_ids)  # type: ignore[arg-type]
         self.wiring = wiring
         self.embed_tokens = own_embedding
-        self.lm_head = nn.Linear(width, head, bias=False) if isinstance(head, int) else None
         self.norm = nn.Parameter(torch.ones(width))
         feature_norms = num_features if wiring.fc_norm else 0
         self.fc_norm = nn.ParameterList(torch.ones(wiring.target_hidden_size) for _ in range(feature_norms))
         self.input_norm = nn.Parameter(torch.ones(shape.fc_inputs)) if wiring.norm_before_fc else None
-        self.target_ids = target_ids
-        self._own_head: tuple[GatheredHead, ...] = ()
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
         return self.wiring.feature_layers
-
-    @property
-    def head(self) -> GatheredHead:
-        """Over the target's head, or over its own wherever that lies now."""
-        if self.lm_head is None:
-            return self._shared[1]
-        if not self._own_head or not is_same_head(self._own_head[0].weight, self.lm_head.weight):
-            self._own_head = (GatheredHead(self.lm_head.weight),)
-        return self._own_head[0]
 
     def fuse(self, features: Tensor) -> Tensor:
         """Features [B, n, F] of the target -> state [B, n, D]."""

@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nanospec.all_or_nothing import new_file
+
 TENSOR_NAME = "token_ids"
+WRITTEN = (".safetensors", ".pt")
 log = logging.getLogger(__name__)
 
 
@@ -45,9 +48,12 @@ def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
         .safetensors  tensor "token_ids"
         .json         a list of integers
         .txt          one id per line
-        .pt           a tensor or a list of integers, read with weights_only=True
+        .pt           a tensor or a list of integers (FR-Spec, token maps of SGLang), or counts: a dictionary from ids
+                      to how often they occurred (token_freq.pt of speculators), or a tensor of one count per id. Ids
+                      that never occurred are left out then; ties to the smaller id. Read with weights_only=True
 
-    An id that comes again is dropped where it does, and how many were is logged: files of FR-Spec hold some twice.
+    An id that comes again is dropped where it does, and how many were is logged: files of FR-Spec hold some twice. A
+    tensor of `vocab_size` integers is a list if it holds every id once, else counts.
 
     Raises FileNotFoundError for a missing file; ValueError for one that is no list in its format, is empty or leaves
     the vocabulary of `vocab_size` ids; TypeError for ids that are no integers. Each names the path.
@@ -62,6 +68,8 @@ def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
         ids = reader(path)
     except _UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read as a {path.suffix} list of token ids: {error}") from error
+    if path.suffix == ".pt":
+        ids = _ids_by_count(ids, vocab_size, path)
     if isinstance(ids, Tensor):
         if ids.dim() != 1:
             raise ValueError(f"{path}: token ids must be 1-D, got shape {tuple(ids.shape)}")
@@ -78,18 +86,53 @@ def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
 
 
 def write_static_list(path: str | Path, ids: Tensor) -> None:
-    """Write `ids` [N], most frequent first, as a .safetensors file that `read_static_list` reads.
+    """Write `ids` [N], most frequent first, as a file that `read_static_list` reads: .safetensors, or .pt, a tensor as
+    SGLang reads it (`--speculative-token-map`).
 
     Raises ValueError for another suffix or ids that are empty, not 1-D, negative or repeated, TypeError for ids that
-    are no integers; nothing is written then.
+    are no integers; nothing is written then, nor if writing fails.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {path}")
+    check_list_name(path)
     if ids.dim() != 1 or ids.shape[0] == 0:
         raise ValueError(f"ids must be 1-D and not empty, got shape {tuple(ids.shape)}")
     check_token_ids(ids.tolist(), None, "ids")
-    save_file({TENSOR_NAME: ids.detach().to("cpu", torch.int64).contiguous()}, path)
+    ids = ids.detach().to("cpu", torch.int64).clone()
+    with new_file(path) as partial:
+        if path.suffix == ".pt":
+            torch.save(ids, partial)
+        else:
+            save_file({TENSOR_NAME: ids}, partial)
+
+
+def check_list_name(path: Path) -> None:
+    """ValueError for a name that `write_static_list` does not write to."""
+    if path.suffix not in WRITTEN:
+        raise ValueError(f"path must end in {' or '.join(WRITTEN)}, got {path}")
+
+
+def _ids_by_count(content: object, vocab_size: int, path: Path) -> object:
+    """The ids of counts, most frequent first; anything else as it is."""
+    if isinstance(content, dict):
+        ids, counts = list(content), list(content.values())
+        _check_range(ids, vocab_size, str(path))
+    elif isinstance(content, Tensor) and _is_counts(content, vocab_size):
+        counts = content.tolist()
+        ids = list(range(vocab_size))
+    else:
+        return content
+    for token_id, count in zip(ids, counts, strict=True):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"{path}: counts must be integers of at least 0, got {count!r} for id {token_id}")
+    seen = [(-count, token_id) for token_id, count in zip(ids, counts, strict=True) if count]
+    return [token_id for _, token_id in sorted(seen)]
+
+
+def _is_counts(tensor: Tensor, vocab_size: int) -> bool:
+    """One integer per id that are not the ids themselves in some order."""
+    if tensor.shape != (vocab_size,) or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        return False
+    return not torch.equal(tensor.long().sort().values, torch.arange(vocab_size))
 
 
 def _read_safetensors(path: Path) -> Tensor:
