@@ -39,6 +39,8 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield partial
+        for file in partial.iterdir():  # safetensors, too, writes for the owner alone
+            file.chmod((DIRECTORY_MODE if file.is_dir() else FILE_MODE) & ~_umask())
         partial.chmod(DIRECTORY_MODE & ~_umask())
         partial.replace(path)
     finally:

@@ -72,6 +72,11 @@ class TrimReport:
     trimmed_params: int
 
 
+def has_own_head(directory: Path) -> bool:
+    """Whether the draft in `directory` holds the rows that it drafts with; no weights are read."""
+    return HEAD in normalise_names(read_tensors(directory, specs_only=True))
+
+
 def read_draft_head(draft: str | Path, target: Target | None = None) -> DraftHead:
     """The draft in `draft` (directory or hub id) and its head.
 

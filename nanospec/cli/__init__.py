@@ -1,1 +1,1 @@
-"""The command line: `nanospec generate`, `nanospec compare` and `nanospec inspect`."""
+"""The command line: `nanospec generate`, `compare`, `inspect`, `calibrate` and `trim`."""

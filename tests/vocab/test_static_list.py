@@ -121,10 +121,66 @@ def test_an_integer_beyond_64_bits_is_out_of_range(tmp_path: Path) -> None:
         read_static_list(path, VOCAB_SIZE)
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "list.safetensors"
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"list{suffix}"
     write_static_list(path, torch.tensor(IDS, dtype=torch.int32))
     assert read_static_list(path, VOCAB_SIZE).tolist() == IDS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_token_map_is_a_tensor_of_64_bit_integers_alone(tmp_path: Path) -> None:
+    ids = torch.tensor([1, *IDS])[1:]  # a part of a larger tensor, which is not to be saved
+    write_static_list(tmp_path / "map.pt", ids)
+    saved = torch.load(tmp_path / "map.pt", weights_only=True)
+    assert (saved.dtype, saved.tolist()) == (torch.int64, IDS)
+    assert saved.untyped_storage().nbytes() == saved.nbytes
+
+
+COUNTS = [3, 0, 7, 3, 0, 0, 0, 0, 0, 1]  # of VOCAB_SIZE ids
+BY_COUNT = [2, 0, 3, 9]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {9: 1, 3: 3, 2: 7, 0: 3, 5: 0},
+        torch.tensor(COUNTS),
+        torch.tensor(COUNTS, dtype=torch.int32),
+    ],
+    ids=["token_freq", "tensor", "int32"],
+)
+def test_counts_give_the_ids_that_occurred_most_frequent_first(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "token_freq.pt")
+    assert read_static_list(tmp_path / "token_freq.pt", VOCAB_SIZE).tolist() == BY_COUNT
+
+
+def test_a_tensor_of_all_ids_in_some_order_is_a_list(tmp_path: Path) -> None:
+    ids = [*range(1, VOCAB_SIZE), 0]
+    torch.save(torch.tensor(ids), tmp_path / "map.pt")
+    assert read_static_list(tmp_path / "map.pt", VOCAB_SIZE).tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ({10: 1}, ValueError, "token ids must be between 0 and 9, got 10 at index 0"),
+        ({"d2t": 1}, TypeError, "token ids must be integers, got 'd2t' at index 0"),
+        ({1: 2.5}, ValueError, "counts must be integers of at least 0, got 2.5 for id 1"),
+        ({1: -2}, ValueError, "counts must be integers of at least 0, got -2 for id 1"),
+        ({1: 0}, ValueError, "must hold at least one token id"),
+        (torch.tensor(COUNTS) - 1, ValueError, "counts must be integers of at least 0, got -1 for id 1"),
+    ],
+)
+def test_bad_counts_are_refused(tmp_path: Path, content: object, error: type[Exception], message: str) -> None:
+    torch.save(content, tmp_path / "token_freq.pt")
+    with pytest.raises(error, match=f"token_freq.pt.*{message}"):
+        read_static_list(tmp_path / "token_freq.pt", VOCAB_SIZE)
+
+
+def test_a_list_of_fr_spec_keeps_its_last_id_behind_a_repetition(tmp_path: Path) -> None:
+    torch.save([5, 0, 9, 1, 1, 2], tmp_path / "freq_4.pt")  # begin twice, end of text last
+    assert read_static_list(tmp_path / "freq_4.pt", VOCAB_SIZE).tolist() == [5, 0, 9, 1, 2]
 
 
 @pytest.mark.parametrize(

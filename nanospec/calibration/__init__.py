@@ -1,0 +1,1 @@
+"""Which ids are frequent: text in, counts, and the list that comes of them."""
