@@ -111,3 +111,16 @@ def test_a_directory_is_a_static_list_of_the_ids_that_its_draft_scores(draft, tm
     save_drafter(trimmed(target, drafter, ids), tmp_path / "trimmed")
     decoder = SpeculativeDecoder(target, drafter, f"static:{tmp_path / 'trimmed'}", TREE)
     assert decoder.vocab.select(None).draft_ids[0].tolist() == ids
+
+
+def test_compiled_output_of_a_trimmed_draft_is_eager_output():
+    target, drafter = pair("eagle")
+    short = trimmed(target, drafter, sayable_ids(drafter)[5:40])
+    eager, compiled = (
+        SpeculativeDecoder(target, short, "in-context", TREE, capacity=30, compile=how).generate(
+            [1, 2, 3], max_new_tokens=20
+        )
+        for how in (False, "eager")
+    )
+    assert compiled.token_ids == eager.token_ids
+    assert compiled.stats.mean_accept_length == eager.stats.mean_accept_length  # the same trees, too
