@@ -19,6 +19,7 @@ from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.mtp import own_checkpoint
 from nanospec.checkpoints.target import load_target
+from nanospec.checkpoints.tokenizer import encode_prompt
 from nanospec.compiled_drafter import refuse_uncompiled
 from nanospec.decoder_options import TreeArgument, as_tree_shape, checked_temperature, eos_ids_of, resolve_cuda_graph
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
@@ -180,16 +181,21 @@ class SpeculativeDecoder:
         """A decoder over the embedded pair; options as in `from_pretrained`."""
         return cls.from_pretrained(TARGET_DIRECTORY, DRAFT_DIRECTORY, **options)
 
-    def with_vocab(self, vocab: str | VocabSelector) -> SpeculativeDecoder:
-        """A decoder over the same modules and tree with another draft vocabulary; use one at a time."""
+    def with_vocab(
+        self, vocab: str | VocabSelector, *, num_top: int | None = None, capacity: int | None = None
+    ) -> SpeculativeDecoder:
+        """A decoder over the same modules and tree with another draft vocabulary; use one at a time.
+
+        num_top, capacity: None: as here.
+        """
         return type(self)(
             self.target,
             self.drafter,
             vocab,
             self.static_tree or self.tree,
             self.tokenizer,
-            self.num_top,
-            self.capacity,
+            self.num_top if num_top is None else num_top,
+            self.capacity if capacity is None else capacity,
             self.frequent_ids,
             self.compile,
             self._asked_cuda_graph,
@@ -221,13 +227,7 @@ class SpeculativeDecoder:
         tokenizer = self._require_tokenizer("encode")
         if not text:
             raise ValueError("prompt must not be empty, got ''")
-        if getattr(tokenizer, "chat_template", None):
-            messages = [{"role": "user", "content": text}]
-            rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(text)["input_ids"]
-        return as_input_ids(ids, self.target.device)
+        return as_input_ids(encode_prompt(tokenizer, text), self.target.device)
 
     def generate(
         self, input_ids: Tensor | Sequence[int], *, probe_headless: bool = False, **settings: Any

@@ -131,6 +131,11 @@ class KVCache:
         """The next `num_tokens` rows behind the certain ones become certain."""
         self.length += num_tokens
 
+    def rewind(self, length: int) -> None:
+        """Only the first `length` tokens stay certain; what is written behind them is overwritten."""
+        assert 0 <= length <= self.capacity, f"KV cache holds {self.capacity} tokens, asked for {length}"
+        self.length = length
+
     def compact(self, accepted_pos: Tensor, num_accepted: int) -> None:
         """Move the accepted tree nodes to the front of the tree's rows and make them certain.
 

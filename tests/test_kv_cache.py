@@ -91,3 +91,12 @@ def test_a_buffer_made_in_inference_mode_can_be_written_outside():
     with torch.inference_mode():
         cache = make_cache()
     assert append(cache, [1, 2]) == [1, 2]
+
+
+def test_what_is_rewound_is_written_anew():
+    cache = KVCache(1, 1, 1, torch.float32, torch.device("cpu"))
+    cache.reset(6)
+    cache.commit(4)
+    cache.rewind(2)
+    assert cache.length == 2
+    assert cache.rows(2).row_ids.tolist() == [2, 3]

@@ -7,7 +7,7 @@ import lzma
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -29,3 +29,12 @@ def load_compressed_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     for key in ("tokenizer_class", "backend"):
         settings.pop(key, None)
     return PreTrainedTokenizerFast(tokenizer_object=read_tokenizer(directory / "tokenizer.json.xz"), **settings)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a prompt, through the tokenizer's chat template where it has one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return tokenizer(text)["input_ids"]
+    messages = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
