@@ -8,6 +8,7 @@ import typer
 
 from nanospec.cli.calibrate import calibrate
 from nanospec.cli.compare import compare
+from nanospec.cli.coverage import coverage
 from nanospec.cli.generate import generate
 from nanospec.cli.inspect import inspect
 from nanospec.cli.machine import package_version
@@ -16,6 +17,7 @@ from nanospec.cli.trim import trim
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(generate)
 app.command()(compare)
+app.command()(coverage)
 app.command()(inspect)
 app.command()(calibrate)
 app.command()(trim)

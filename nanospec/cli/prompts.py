@@ -47,10 +47,11 @@ def _parse(lines: Iterable[str], place: str) -> Iterator[Prompt]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{place} {number}: must be a JSON object, got {line[:60]!r} ({error.msg})") from None
-        yield Prompt(_text_of(record, f"{place} {number}"), f"{place} {number}")
+        yield Prompt(text_of(record, f"{place} {number}"), f"{place} {number}")
 
 
-def _text_of(record: Any, place: str) -> str:
+def text_of(record: Any, place: str) -> str:
+    """The prompt of a record read at `place`. Raises ValueError naming the place for a record without one."""
     if not isinstance(record, dict):
         raise ValueError(f"{place}: must be a JSON object, got {type(record).__name__}")
     if "prompt" in record:

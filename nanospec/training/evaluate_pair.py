@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 from collections import defaultdict
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from nanospec.checkpoints.tokenizer import read_tokenizer
+from nanospec.coverage.policy import EAGLE2_TEMPERATURE, PolicyProbe, parse_policy
+from nanospec.coverage.run import measure_cuts
 from nanospec.decode import SpeculativeDecoder
+from nanospec.sampling import SamplingParams
 from nanospec.target import HEAD_CHUNK, Target
 from nanospec.training.corpus import TokenizedCorpus, tokenize_corpus
 from nanospec.tree_shape import TreeShape
@@ -58,18 +61,26 @@ def loss_per_task(target: Target, corpus: TokenizedCorpus, rows: np.ndarray) -> 
 
 
 def accept_length_per_task(
-    decoder: SpeculativeDecoder, contexts: list[tuple[str, Tensor]]
-) -> tuple[dict[str, float], float]:
-    """Mean accept length by category and "all", and the mean number of active rows."""
-    lengths: dict[str, list[int]] = defaultdict(list)
-    active = []
+    decoder: SpeculativeDecoder, contexts: list[tuple[str, Tensor]], policies: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Per policy its mean number of active rows ("rows"), and its mean accept length by category and "all"."""
+    probes = [PolicyProbe(decoder, parse_policy(policy), EAGLE2_TEMPERATURE) for policy in policies]
+    lengths: list[dict[str, list[int]]] = [defaultdict(list) for _ in probes]
+    rows: list[list[int]] = [[] for _ in probes]
     for name, context in contexts:
-        loop, stats = decoder.speculate(context, TREE, max_new_tokens=TREE.depth + 2)
-        _, emitted = islice(loop.steps(), 2)
-        lengths[name].append(len(emitted))
-        lengths["all"].append(len(emitted))
-        active.append(stats.mean_active_vocab)
-    return {name: statistics.fmean(values) for name, values in sorted(lengths.items())}, statistics.fmean(active)
+        cut = context.shape[1]
+        measured = measure_cuts(decoder, probes, context, [cut], SamplingParams())[cut].policies
+        for place, measurement in enumerate(measured):
+            rows[place].append(measurement.rows)
+            lengths[place][name].append(measurement.accept)
+            lengths[place]["all"].append(measurement.accept)
+    return {
+        policy: {
+            "rows": statistics.fmean(rows[place]),
+            **{name: statistics.fmean(values) for name, values in sorted(lengths[place].items())},
+        }
+        for place, policy in enumerate(policies)
+    }
 
 
 def cut_contexts(corpus: TokenizedCorpus, rows: np.ndarray, window: int, seed: int) -> list[tuple[str, Tensor]]:
@@ -103,14 +114,13 @@ def main() -> None:
     corpus = tokenize_corpus(args.corpus, tokenizer, args.cache)
     rows = np.random.default_rng(args.seed).permutation(len(corpus.categories))[: args.num_documents]
     contexts = cut_contexts(corpus, rows, decoder.target.context_window, args.seed)
-    figures: dict = {"documents": len(rows), "contexts": len(contexts), "tree": TREE._asdict(), "accept_length": {}}
+    figures: dict = {"documents": len(rows), "contexts": len(contexts), "tree": TREE._asdict()}
     figures["draft_temperature"] = args.draft_temperature
     if not args.no_loss:
         figures["loss_nats_per_response_token"] = loss_per_task(decoder.target, corpus, rows)
-    for policy in args.vocab:
-        lengths, active = accept_length_per_task(decoder.with_vocab(policy), contexts)
-        figures["accept_length"][policy] = {"rows": active, **lengths}
-        print(policy, round(active, 1), {name: round(value, 3) for name, value in lengths.items()}, flush=True)
+    figures["accept_length"] = accept_length_per_task(decoder, contexts, args.vocab)
+    for policy, lengths in figures["accept_length"].items():
+        print(policy, {name: round(value, 3) for name, value in lengths.items()}, flush=True)
     args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

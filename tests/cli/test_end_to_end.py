@@ -5,37 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from nanospec.checkpoints import save_eagle_drafter
 from nanospec.cli.main import app
-from nanospec.target import Target
-from tests.tiny_pair import tiny_drafter, tiny_model
+from tests.pair_on_disk import save_pair
 
-ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 STAGES = {"prefill", "draft", "verify", "vocabulary", "other", "step"}
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[str, str]:
     """Directories of a target over the 256 bytes and of its drafter."""
-    root = tmp_path_factory.mktemp("pair")
-    model = tiny_model(seed=4, vocab_size=len(ALPHABET), dtype=torch.float32, window=256)
-    drafter = tiny_drafter(Target(model), seed=2, std=0.02)
-    model.save_pretrained(root / "target")
-    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(ALPHABET)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(root / "target")
-    config = {
-        "hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40,
-        "max_position_embeddings": 256,
-    }  # fmt: skip
-    save_eagle_drafter(drafter, root / "draft", config)
-    return str(root / "target"), str(root / "draft")
+    return save_pair(tmp_path_factory.mktemp("pair"))
 
 
 def run(*arguments: str):
@@ -97,7 +78,7 @@ def test_compare_finds_every_row_identical(pair, tmp_path):
     assert list(rows) == ["autoregressive", "full", "static-some.json", "in-context"]
     assert all(row["identical"] and row["near_ties"] == 0 for row in rows.values())
     assert all(row["new_tokens"] == 72 for row in rows.values())
-    assert rows["full"]["mean_active_vocab"] == len(ALPHABET)
+    assert rows["full"]["mean_active_vocab"] == 256
     assert rows["static-some.json"]["mean_active_vocab"] == 40
     assert rows["in-context"]["draft_vs_headless"] > 0
     assert printed["prompts"]["count"] == 3

@@ -1,0 +1,57 @@
+"""A measurement that can be interrupted: one JSON line of settings, then one for every document that is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class StateFile:
+    """Records by document number, kept in `path`; None: in memory only.
+
+    settings: whatever decides the figures. A file of other settings is refused with ValueError, naming the first that
+    differs; a last line that an interruption cut short is dropped.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+        self.records: dict[int, dict[str, Any]] = {}
+        if path is None:
+            return
+        if path.exists() and path.stat().st_size:
+            self._read(path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(self.settings)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep the record of one document."""
+        record = json.loads(json.dumps(record))  # as a later run reads it
+        self.records[record["document"]] = record
+        if self.path is not None:
+            self._append(record)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        assert self.path is not None, "only called with a file"
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _read(self, path: Path) -> None:
+        content = path.read_bytes()
+        complete = content[: content.rfind(b"\n") + 1]
+        try:
+            header, *records = [json.loads(line) for line in complete.decode("utf-8").splitlines()]
+            self.records = {record["document"]: record for record in records}
+            keys = sorted({*header.keys(), *self.settings})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"resume must be a state file of this command, got {path}") from None
+        if header != self.settings:
+            other = next(key for key in keys if header.get(key) != self.settings.get(key))
+            raise ValueError(
+                f"resume must be of a run with the same {other}, {self.settings.get(other)!r}, "
+                f"got {header.get(other)!r} in {path}"
+            )
+        if len(complete) < len(content):
+            path.write_bytes(complete)
