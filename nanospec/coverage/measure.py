@@ -14,7 +14,7 @@ from nanospec.acceptance import accept_greedy
 from nanospec.coverage.policy import PolicyProbe
 from nanospec.coverage.shared_pass import SharedContext, drafter_state
 from nanospec.drafters.drafter import Drafter
-from nanospec.records import DraftTree, Observation
+from nanospec.records import DraftTree, DraftVocab, Observation
 from nanospec.speculation import WIDTH_MULTIPLE
 from nanospec.target import Target
 from nanospec.tree_shape import TreeShape
@@ -84,11 +84,11 @@ def measure_context(
         probe.begin(context.observation)
         rows = probe.num_rows()
         width = max(-(-rows // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, tree.branching)  # as a decoding loop reads it
-        (drafted, vocab), draft_ms = _timed(timer, partial(probe.draft, context.root_id, state, width))
+        (drafted, vocabs), draft_ms = _timed(timer, partial(probe.draft, context.root_id, state, width))
         if wanted is None:
-            wanted = _WantedIds.of(context.continuation, drafted)
+            wanted = WantedIds.of(context.continuation, drafted)
             verify_ms = _timed(timer, partial(target.judge, drafted, probe.num_top))[1] if timer else None
-        held = wanted.held_by(vocab.draft_ids[0, :rows], target.vocab_size)
+        held = wanted.held_by(vocabs, target.vocab_size)
         accept = accept_length(drafted, context.continuation)
         step = step_sized(context.observation, tree.num_nodes)
         learn_ms = _timed(timer, partial(probe.learn, step))[1] if timer else None
@@ -123,24 +123,29 @@ def step_sized(observation: Observation, num_nodes: int) -> Observation:
     return Observation(*(part.index_select(1, place) for part in observation))
 
 
-class _WantedIds(NamedTuple):
-    """Ids whose place in a vocabulary is asked for: int64 [depth + chain + nodes], -1: none."""
+class WantedIds(NamedTuple):
+    """Ids whose place in a vocabulary is asked for, int64 [depth + chain + nodes], -1: none; the level of the tree that
+    each is drafted after, 0 for the root's children, of the same shape."""
 
     ids: Tensor
+    levels: Tensor
     depth: int
     chain: int
 
     @classmethod
-    def of(cls, continuation: Tensor, full_tree: DraftTree) -> _WantedIds:
-        nodes, chain = full_tree.token_ids[0, 1:], first_choices(full_tree)
-        ids = torch.cat((continuation, continuation.new_tensor(chain), nodes))
-        return cls(ids, continuation.shape[0], len(chain))
+    def of(cls, continuation: Tensor, full_tree: DraftTree) -> WantedIds:
+        nodes, chain = full_tree.token_ids[0, 1:], continuation.new_tensor(first_choices(full_tree))
+        depth = torch.arange(continuation.shape[0], device=continuation.device)
+        levels = torch.cat((depth, depth[: chain.shape[0]], full_tree.depth[0, 1:] - 1))
+        return cls(torch.cat((continuation, chain, nodes)), levels, continuation.shape[0], chain.shape[0])
 
-    def held_by(self, draft_ids: Tensor, vocab_size: int) -> tuple[list[int], list[int], int, int]:
-        """covered, held_top1, held_nodes, num_nodes of a `Measurement`, for the active ids of a vocabulary."""
-        is_active = torch.zeros(vocab_size + 1, dtype=torch.int64, device=draft_ids.device)  # the last: of "none"
-        is_active[draft_ids] = 1
-        held = is_active[self.ids].tolist()
+    def held_by(self, vocabs: Sequence[DraftVocab], vocab_size: int) -> tuple[list[int], list[int], int, int]:
+        """covered, held_top1, held_nodes, num_nodes of a `Measurement`, by one vocabulary, or one per level."""
+        shape = (len(vocabs), vocab_size + 1)  # the last column: of "none"
+        is_active = torch.zeros(shape, dtype=torch.int64, device=self.ids.device)
+        for flags, vocab in zip(is_active, vocabs, strict=True):
+            flags[vocab.draft_ids[0, : int(vocab.count.max())]] = 1
+        held = is_active[self.levels.clamp(0, len(vocabs) - 1), self.ids].tolist()
         covered, chain = held[: self.depth], held[self.depth : self.depth + self.chain]
         nodes = slice(self.depth + self.chain, None)
         return covered, chain, sum(held[nodes]), int((self.ids[nodes] >= 0).sum())

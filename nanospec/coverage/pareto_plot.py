@@ -26,9 +26,11 @@ def check_plot_path(path: Path) -> None:
 
 
 def family_of(row: dict[str, Any]) -> str:
-    """Rows of one family make a line: the kind of the vocabulary, its prior, and a draft temperature of its own."""
-    kind, plus, prior = row["spec"].partition("+")
-    family = kind.partition(":")[0] + plus + prior
+    """Rows of one family make a line: the kind of the vocabulary, its prior, and a draft temperature of its own. A list
+    from a file is no longer or shorter version of another."""
+    vocab, plus, prior = row["spec"].partition("+")
+    kind, _, detail = vocab.partition(":")
+    family = (kind if kind != "static" or detail.isdecimal() else "static from a file") + plus + prior
     own_temperature = row["asked_temperature"]
     if row["vocab"] == "full" or own_temperature is None:
         return family

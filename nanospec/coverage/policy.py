@@ -116,8 +116,17 @@ class PolicyProbe:
         """Active ids; waits for the device."""
         return int(self.vocab.select(None).count.max())
 
-    def draft(self, root_id: Tensor, state: Tensor, width: int) -> tuple[DraftTree, DraftVocab]:
-        """The tree after root_id int64 [1, 1] with the drafter's state [1, 1, D], and the vocabulary that it is grown
-        over, read `width` columns wide."""
-        vocab = self.vocab.select(width)
-        return self._grower.draft(root_id, state, vocab), vocab
+    def draft(self, root_id: Tensor, state: Tensor, width: int) -> tuple[DraftTree, list[DraftVocab]]:
+        """The tree after root_id int64 [1, 1] with the drafter's state [1, 1, D], grown over `width` columns, and the
+        vocabularies that its levels were drafted from; one, where it is the same for all."""
+        vocab, levels = self.vocab.select(width), []
+        at_level = getattr(vocab, "at_level", None)
+        if at_level is None:
+            return self._grower.draft(root_id, state, vocab), [vocab]
+
+        def recorded(states: Tensor, level: int) -> DraftVocab:
+            levels.append(at_level(states, level))
+            return levels[-1]
+
+        changes: dict[str, Any] = {"at_level": recorded}
+        return self._grower.draft(root_id, state, vocab._replace(**changes)), levels

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanospec.coverage.measure import Timer, accept_length, first_choices, measure_context
+from nanospec.coverage.measure import Timer, WantedIds, accept_length, first_choices, measure_context
 from nanospec.coverage.policy import BASELINE, Policy, PolicyProbe, list_policies
 from nanospec.coverage.shared_pass import shared_contexts
 from nanospec.decode import SpeculativeDecoder
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
-from nanospec.records import DraftTree
+from nanospec.records import DraftTree, DraftVocab
 from nanospec.sampling import SamplingParams
 from nanospec.tree_layout import tree_layout
 from nanospec.tree_shape import TreeShape
@@ -140,6 +140,20 @@ def test_a_hand_made_tree_accepts_the_continuation_as_far_as_it_goes():
     tree = DraftTree(torch.tensor([[3, 5, 7, 6, 9, 8]]), parents, depth, score, mask)
     assert [accept_length(tree, torch.tensor(own)) for own in ([7, 8], [7, 6], [6, 9], [5, 6])] == [3, 2, 1, 3]
     assert first_choices(tree) == [7, 9]
+
+
+def test_where_levels_have_their_own_vocabulary_each_id_is_looked_for_at_its_level():
+    parents = torch.tensor([[0, 0, 0, 1]])
+    mask, depth = tree_layout(parents, 2)
+    tree = DraftTree(torch.tensor([[3, 5, 7, 6]]), parents, depth, torch.tensor([[0.0, -1.0, -2.0, -3.0]]), mask)
+    wanted = WantedIds.of(torch.tensor([7, 5]), tree)
+
+    def vocab(*ids):
+        return DraftVocab(torch.tensor([[*ids, 6]]), torch.tensor([len(ids)]), None)  # the last column is not in use
+
+    assert wanted.held_by([vocab(7, 6), vocab(5)], 9) == ([1, 1], [0, 0], 1, 3)
+    assert wanted.held_by([vocab(5), vocab(7, 6)], 9) == ([0, 0], [1, 1], 2, 3)
+    assert wanted.held_by([vocab(5)], 9) == ([0, 1], [1, 0], 1, 3)
 
 
 def test_cuts_too_near_the_context_window_are_refused(decoder):

@@ -22,12 +22,14 @@ ROWS = [
     row("static-4096", 4096, 0.95, "static:4096"),
     row("hybrid-512+prior", 900, 1.15, "hybrid:512+prior"),
     row("in-context", 600, 1.05),
+    row("static-list.txt", 2000, 0.97, "static:list.txt"),
+    row("routed-a:99", 99, 0.97, "routed:a:99"),
 ]
 
 
 def test_rows_of_one_kind_prior_and_temperature_are_one_line():
     assert [family_of(row) for row in ROWS] == [
-        "full", "full at 0.5", "static", "static", "hybrid+prior", "in-context",
+        "full", "full at 0.5", "static", "static", "hybrid+prior", "in-context", "static from a file", "routed",
     ]  # fmt: skip
 
 
