@@ -32,9 +32,23 @@ if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
 
 VOCABS = (
-    "full", "full,temperature=0.5", "full+prior", "static:1024", "static:4096", "static:32768", "context-only",
-    "extension-only", "in-context,num_top=3", "in-context", "hybrid:512", "hybrid:1024", "hybrid:1024+prior",
-)  # fmt: skip
+    "full",
+    "full,temperature=0.5",
+    "full+prior",
+    "static:1024",
+    "static:4096",
+    "static:16384",
+    "static:32768",
+    "context-only",
+    "extension-only",
+    "in-context,num_top=3",
+    "in-context,num_top=8",
+    "in-context",
+    "hybrid:512",
+    "hybrid:1024",
+    "hybrid:512+prior",
+    "hybrid:1024+prior",
+)
 COVERAGE_METAVAR = "VOCAB[,num_top=N][,capacity=N][,temperature=X]"
 
 

@@ -14,7 +14,7 @@ FORMATS = (".svg", ".png")
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 8.0, 4.6, 100  # 800 pixels wide
 # Okabe and Ito's colours, told apart by any kind of colour vision; the markers tell the same once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#882255")
-MARKERS = "osD^vP*Xh"
+MARKERS = "osD^vP*Xh<"  # one more than colours, so that ten families do not repeat a pair
 
 
 def check_plot_path(path: Path) -> None:
@@ -67,6 +67,7 @@ def draw_pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
         )
     axes.axhline(100, color="grey", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda rows, _: f"{rows:,.0f}")
     axes.set_xlabel("rows that the drafter scores, mean")
     axes.set_ylabel("accept length, % of full's (95 % interval)")
     axes.grid(alpha=0.25)

@@ -17,7 +17,7 @@ from nanospec.sampling import SamplingParams
 if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
 
-TIMED_EVERY = 8  # documents, of which one context is timed
+TIMED_EVERY = 4  # documents, of which one context is timed
 SEED_STRIDE = 1_000_003  # between documents: further than any context is long
 
 
