@@ -12,8 +12,12 @@ from nanospec.decode import SpeculativeDecoder
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 from nanospec.records import DraftTree, DraftVocab
 from nanospec.sampling import SamplingParams
+from nanospec.target import Target
 from nanospec.tree_layout import tree_layout
 from nanospec.tree_shape import TreeShape
+from tests.test_decode_drafters_on_families import build_drafter
+from tests.tiny_families import MIXED, family_model
+from tests.tiny_mtp import tiny_mtp
 from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_eagle3_drafter, tiny_eagle3_target, tiny_target
 
 TREE = TreeShape(4, 3, 10)
@@ -120,6 +124,21 @@ def test_a_draft_that_lacks_ids_is_measured_in_ids_of_the_target():
         assert policies[0].covered == [int(token in sayable) for token in context.continuation.tolist()]
         for policy, measurement in zip(list_policies(["full", "in-context"]), policies, strict=True):
             assert measurement.accept == len(first_step(decoder, policy, text[:, :cut], 0.0, None))
+
+
+@pytest.mark.parametrize("kind", ["medusa", "causal-lm", "joined", "mtp"])
+def test_every_kind_of_drafter_drafts_here_as_in_decoding(kind):
+    if kind == "mtp":
+        target, drafter = tiny_mtp("glm4_moe", 3)
+    else:  # a target with sliding windows
+        target = Target(family_model("gemma2", num_hidden_layers=9, layer_types=MIXED * 3))
+        drafter = build_drafter(kind, target, "gemma2")
+    decoder = SpeculativeDecoder(target, drafter, "full", TreeShape(3, 3, 9), num_top=NUM_TOP)
+    text = torch.randint(target.vocab_size, (1, 24), generator=torch.Generator().manual_seed(7))
+    specs = ["in-context,capacity=12", "in-context+prior"]
+    for cut, (_, policies) in measure(decoder, specs, text, [24, 9, 10]).items():
+        for policy, measurement in zip(list_policies(specs), policies, strict=True):
+            assert measurement.accept == len(first_step(decoder, policy, text[:, :cut], 0.0, None)), policy.name
 
 
 def test_timing_changes_nothing_but_the_times(decoder):
