@@ -20,7 +20,7 @@ from tests.tiny_families import MIXED, family_model
 from tests.tiny_mtp import tiny_mtp
 from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_eagle3_drafter, tiny_eagle3_target, tiny_target
 
-TREE = TreeShape(4, 3, 10)
+TREE = TreeShape(4, 6, 40)
 NUM_TOP = 4
 SPECS = (
     "full", "static:9", "static:9+prior", "context-only", "in-context", "in-context,num_top=1",
@@ -31,7 +31,7 @@ FREQUENT_IDS = torch.randperm(VOCAB_SIZE, generator=torch.Generator().manual_see
 
 def build_decoder(seed: int = 0) -> SpeculativeDecoder:
     target = tiny_target(seed)
-    drafter = tiny_drafter(target, seed + 1)
+    drafter = tiny_drafter(target, seed + 1, std=0.02)
     return SpeculativeDecoder(target, drafter, "full", TREE, num_top=NUM_TOP, frequent_ids=FREQUENT_IDS)
 
 
