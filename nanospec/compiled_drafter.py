@@ -73,7 +73,7 @@ def compile_tree_drafter(
     assert isinstance(drafter, EagleDrafter), "refused above"
     head, target_ids, is_full = drafter.head, drafter.target_ids, isinstance(_over_head(vocab), FullVocab)
 
-    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor, level: int) -> tuple[Tensor, Tensor]:
         logits = sharpen(F.linear(drafter.before_head(states), head.weight, head.bias), temperature)
         if isinstance(vocab, PriorVocab):
             logits = vocab.raise_scores(logits, token_ids)
@@ -92,7 +92,7 @@ def _children_with_prior(drafter: EagleDrafter, shape: TreeShape, vocab: PriorVo
     head, target_ids, views = drafter.head, drafter.target_ids, vocab.vocabulary_views()
     rows = views.pack(head.weight)
 
-    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor, level: int) -> tuple[Tensor, Tensor]:
         hidden = drafter.before_head(states)
         logits = shared_gathered_linear(hidden, head.weight, views.draft_ids, head.bias, views.count, rows)
         logits = vocab.raise_scores(sharpen(logits, temperature), token_ids)
@@ -107,7 +107,7 @@ def compile_headless_drafter(drafter: Drafter, shape: TreeShape, inner: str) -> 
     """The same trees with the head deleted: constant logits over as many ids as a node has children."""
     assert isinstance(drafter, EagleDrafter), "refused when the decoder was made"
 
-    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor, level: int) -> tuple[Tensor, Tensor]:
         logits = torch.arange(shape.branching, dtype=torch.float32, device=states.device)
         return best_children(logits.expand(*states.shape[:2], -1), shape.branching)
 

@@ -46,7 +46,7 @@ from nanospec.vocab.none import NoVocab
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab.with_prior import PriorVocab
-from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
+from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector, fewest_rows
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
 GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks.md has accept lengths, beside those of 1
@@ -58,9 +58,10 @@ class SpeculativeDecoder:
     """Speculative decoding, one sequence at a time; lossless unless a request names a lossy acceptance.
 
     target, drafter   modules on one device and in one dtype
-    vocab             "in-context", "full", "static:N", "static:FILE", "hybrid:N" (N frequent ids and in-context), each
-                      also with "+prior" (`SuccessorPrior`), or a `VocabSelector`, over the head that drafts: the
-                      drafter's own where it has one. Prompt lookup alone scores nothing and reads none
+    vocab             "in-context", "full", "static:N", "static:FILE", "hybrid:N" (N frequent ids and in-context),
+                      "routed:FILE" (clusters that a trained router picks), each also with "+prior" (`SuccessorPrior`),
+                      or a `VocabSelector`, over the head that drafts: the drafter's own where it has one. Prompt lookup
+                      alone scores nothing and reads none
     tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure, or a
                       StaticTree, whose nodes are fixed by rank
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
@@ -118,7 +119,7 @@ class SpeculativeDecoder:
         self._capture = CaptureResources.of(target.device) if self.cuda_graph else None
         self.eos_ids = eos_ids_of(target, tokenizer)
         self.last_stats: GenerationStats | None = None
-        num_rows, max_depth = self.vocab.select(None).draft_ids.shape[-1], deepest_tree(model)
+        num_rows, max_depth = fewest_rows(self.vocab), deepest_tree(model)
         self.static_tree = tree if isinstance(tree, StaticTree) else None
         self._growers = TreeGrowers(drafter, self.vocab, compiled_by, self.static_tree, target.device)
         if self.static_tree is not None and compiled_by is not None:

@@ -16,6 +16,7 @@ from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.none import NoVocab
 from nanospec.vocab.reduced import ReducedVocab
+from nanospec.vocab.routed import RoutedVocab
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector
@@ -23,7 +24,7 @@ from nanospec.vocab_selector import VocabSelector
 TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
 
 
-OUR_VOCABULARIES = (FullVocab, InContextVocab, NoVocab, PriorVocab, ReducedVocab, StaticVocab)
+OUR_VOCABULARIES = (FullVocab, InContextVocab, NoVocab, PriorVocab, ReducedVocab, RoutedVocab, StaticVocab)
 
 
 def resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: VocabSelector) -> bool:

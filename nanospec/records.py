@@ -21,6 +21,9 @@ class DraftVocab(NamedTuple):
 
     raise_scores(logits [B, n, K], token ids int64 [B, n] before them) -> logits: a prior on the scores; None: none
 
+    at_level(states [B, n, D] of the nodes of one level, that level, 0 for the root) -> the vocabulary to score after
+    them; None: this one at all levels
+
     A leading dimension of 1 in `draft_ids` and `rows` means the same ids for every sequence.
     """
 
@@ -30,6 +33,14 @@ class DraftVocab(NamedTuple):
     all_active: bool = False
     head_pos: Tensor | None = None
     raise_scores: Callable[[Tensor, Tensor], Tensor] | None = None
+    at_level: Callable[[Tensor, int], DraftVocab] | None = None
+
+    def changed(self, change: Callable[[DraftVocab], DraftVocab]) -> DraftVocab:
+        """`change` of this vocabulary and, where every level has its own, of each of those."""
+        at_level = self.at_level
+        if at_level is None:
+            return change(self)
+        return change(self)._replace(at_level=lambda states, level: change(at_level(states, level)))
 
 
 class Observation(NamedTuple):

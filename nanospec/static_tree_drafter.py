@@ -59,7 +59,9 @@ class StaticTreeDrafter:
                 visible = self._visible[level - 1].expand(batch, -1, -1)
                 states = advance(frontier_ids, inputs, level, visible)
             input_ids = frontier_ids if level else root_id
-            ids, log_prob = children_of(self.drafter, states, input_ids, vocab, self.shape.branching, self.temperature)
+            ids, log_prob = children_of(
+                self.drafter, states, input_ids, vocab, self.shape.branching, self.temperature, level
+            )
             score = (frontier_score[:, :, None] + log_prob).flatten(1).index_select(1, picks)
             level_ids = ids.flatten(1).index_select(1, picks)
             all_ids.append(level_ids.masked_fill(score.isneginf(), -1))

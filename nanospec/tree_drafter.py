@@ -30,7 +30,7 @@ class _Level(NamedTuple):
 
 # What `grow_tree` asks of a drafter; see there.
 Advance = Callable[[Tensor, Tensor, int, Tensor], Tensor]
-Children = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Children = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class TreeGrower(Protocol):
@@ -72,7 +72,9 @@ class TreeDrafter:
             root_id,
             root_state,
             advance_of(drafter, place),
-            lambda states, token_ids: children_of(drafter, states, token_ids, vocab, width, self.temperature),
+            lambda states, token_ids, level: children_of(
+                drafter, states, token_ids, vocab, width, self.temperature, level
+            ),
         )
 
 
@@ -85,10 +87,18 @@ def advance_of(drafter: Drafter, place: CachePlace | None) -> Advance:
 
 
 def children_of(
-    drafter: Drafter, states: Tensor, token_ids: Tensor, vocab: DraftVocab, branching: int, temperature: float = 1.0
+    drafter: Drafter,
+    states: Tensor,
+    token_ids: Tensor,
+    vocab: DraftVocab,
+    branching: int,
+    temperature: float = 1.0,
+    level: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """states [B, n, D] after tokens int64 [B, n] -> the `branching` best ids after each and their log-probabilities,
-    [B, n, branching], with the temperature and the vocabulary's prior."""
+    """states [B, n, D] after tokens int64 [B, n] at a level of the tree (0: the root) -> the `branching` best ids after
+    each and their log-probabilities, [B, n, branching], with the temperature and the vocabulary's prior."""
+    if vocab.at_level is not None:
+        vocab = vocab.at_level(states, level)
     raise_scores = vocab.raise_scores
     if raise_scores is None and isinstance(drafter, EagleDrafter) and drafter.head.has_kernel(vocab, branching):
         return drafter.best(states, vocab, branching, temperature)
@@ -109,15 +119,15 @@ def grow_tree(shape: TreeShape, root_id: Tensor, root_state: Tensor, advance: Ad
     """The tree below root_id int64 [B, 1], the last certain token, with the drafter's state [B, 1, D] after it.
 
     advance   as `Drafter.advance`
-    children  states [B, n, D] after tokens int64 [B, n] -> the `branching` best tokens after each and their
-              log-probabilities, [B, n, branching]
+    children  states [B, n, D] after tokens int64 [B, n], and the level of these in the tree (0: the root) -> the
+              `branching` best tokens after each and their log-probabilities, [B, n, branching]
 
     Level 1 holds the `branching` best tokens after the root. Every further level runs the frontier in one pass, takes
     `branching` children of each, scored with the sum of log-probabilities from the root, and makes the best of them
     the next frontier. All stay candidates; the best `num_nodes - 1` become the tree.
     """
     width = shape.branching
-    token_ids, score = children(root_state, root_id)
+    token_ids, score = children(root_state, root_id, 0)
     levels = [_Level(token_ids[:, 0], score[:, 0], torch.full_like(token_ids[:, 0], -1))]
     frontier = torch.arange(width, device=root_id.device).expand(root_id.shape[0], -1)  # in the list of candidates
     states, first = root_state.expand(-1, width, -1), 0
@@ -127,7 +137,7 @@ def grow_tree(shape: TreeShape, root_id: Tensor, root_state: Tensor, advance: Ad
         frontier_ids = levels[-1].token_ids.gather(1, local)
         frontier_score = levels[-1].score.gather(1, local)
         states = advance(frontier_ids, states, depth, visible)
-        token_ids, log_prob = children(states, frontier_ids)
+        token_ids, log_prob = children(states, frontier_ids, depth)
         score = (frontier_score[:, :, None] + log_prob).flatten(1)
         first += levels[-1].score.shape[1]
         levels.append(_Level(token_ids.flatten(1), score, frontier.repeat_interleave(width, 1)))

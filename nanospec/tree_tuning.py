@@ -22,6 +22,7 @@ from nanospec.records import DraftTree, Verdict
 from nanospec.tree_growers import model_of
 from nanospec.tree_layout import ancestor_mask, node_depth
 from nanospec.tree_shape import TreeShape
+from nanospec.vocab_selector import fewest_rows
 
 if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
@@ -68,7 +69,7 @@ class AcceptRecorder:
 @torch.inference_mode()
 def tune_tree_shape(decoder: SpeculativeDecoder) -> TreeShape:
     """The TreeShape with the largest expected tokens per second for this decoder's modules, vocabulary and device."""
-    widest = decoder.vocab.select(None).draft_ids.shape[-1]
+    widest = fewest_rows(decoder.vocab)
     best, best_rate = decoder.tree, 0.0
     most_levels = min(PROBE_DEPTH, deepest_tree(model_of(decoder.drafter)) or PROBE_DEPTH)
     for branching in sorted({*BRANCHINGS, best.branching}):

@@ -12,6 +12,8 @@ from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab, head_positions
+from nanospec.vocab.routed import RoutedVocab, for_levels, parse_rows
+from nanospec.vocab.router_file import read_router
 from nanospec.vocab.same_head import is_same_head
 from nanospec.vocab.sources import IN_CONTEXT_SOURCES, CandidateSource, TargetSuggestions, TextTokens
 from nanospec.vocab.static import StaticVocab
@@ -19,7 +21,8 @@ from nanospec.vocab.with_prior import PriorVocab
 
 CHOICES = (
     "'full', 'in-context' ('context-only' and 'extension-only' are its halves), 'static:N' (the N most frequent ids), "
-    "'static:FILE' or 'hybrid:N' (these N and in-context), each also with '+prior'"
+    "'static:FILE', 'hybrid:N' (these N and in-context), 'routed:FILE' (what a trained router picks) or 'routed:FILE:N' "
+    "(in N rows per level, or N,N,..), each also with '+prior'"
 )
 # NanoSpec's two sources, and each of them alone.
 IN_CONTEXT: dict[str, tuple[CandidateSource, ...]] = {
@@ -66,7 +69,8 @@ def build_vocab_selector(
     frequent_ids  [M], most frequent first, the list behind 'static:N' and 'hybrid:N'
 
     Raises ValueError for an unknown name, 'static:N' without a list of at least N ids, or a policy that keeps rows of
-    another head; TypeError for a spec that is neither; what `read_id_list` raises for 'static:FILE'.
+    another head; TypeError for a spec that is neither; what `read_id_list` raises for 'static:FILE', and what
+    `read_router` and `RoutedVocab` raise for 'routed:FILE'.
     """
     if not isinstance(spec, str):
         if isinstance(spec, VocabSelector):
@@ -90,7 +94,25 @@ def build_vocab_selector(
     if kind == "hybrid" and argument:
         pinned_ids = _listed_ids(spec, vocab_size, frequent_ids)
         return InContextVocab(head_weight, capacity, packed=is_packed, pinned_ids=pinned_ids)
+    if kind == "routed" and argument:
+        return _routed(argument, head_weight)
     raise ValueError(f"vocab must be {CHOICES}, got {spec!r}")
+
+
+def fewest_rows(policy: VocabSelector) -> int:
+    """Columns of the narrowest vocabulary that `policy` selects: a node has no more children."""
+    while isinstance(policy, PriorVocab | ReducedVocab):
+        policy = policy.policy
+    return min(policy.num_rows) if isinstance(policy, RoutedVocab) else policy.select(None).draft_ids.shape[-1]
+
+
+def _routed(argument: str, head_weight: Tensor) -> RoutedVocab:
+    """The policy that 'routed:FILE' or 'routed:FILE:N' names."""
+    path, _, rows = argument.rpartition(":")
+    if not path or not rows.replace(",", "").isdecimal():
+        return RoutedVocab(head_weight, *read_router(argument))
+    router, num_rows = read_router(path)
+    return RoutedVocab(head_weight, router, for_levels(parse_rows(rows), len(num_rows)))
 
 
 def _check_head(policy: VocabSelector, head_weight: Tensor) -> None:

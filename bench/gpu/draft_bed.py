@@ -59,7 +59,7 @@ class DraftBed:
         """Children by constant logits over as many ids as a node has children: the head deleted."""
         branching = self.tree.branching
         logits = torch.arange(branching, dtype=torch.float32, device=self.device)
-        return lambda states, token_ids: best_children(logits.expand(*states.shape[:2], -1), branching)
+        return lambda states, token_ids, level: best_children(logits.expand(*states.shape[:2], -1), branching)
 
     def _place(self, length: int, capacity: int) -> CachePlace:
         return CachePlace(torch.full((1,), length, device=self.device), capacity)
@@ -68,7 +68,7 @@ class DraftBed:
 def children_by_head(head: GatheredHead, vocab: DraftVocab, branching: int) -> Children:
     """Logits over the draft vocabulary, log-softmax, top-k: packed where `vocab` holds rows, else indexed."""
 
-    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor, level: int) -> tuple[Tensor, Tensor]:
         pos, score = best_children(head(states, vocab), branching)
         ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, pos.flatten(1)).view_as(pos)
         return ids, score
@@ -79,7 +79,7 @@ def children_by_head(head: GatheredHead, vocab: DraftVocab, branching: int) -> C
 def children_by_fused_head(head: GatheredHead, vocab: DraftVocab, branching: int) -> Children:
     """The same in one operator, which never writes the logits."""
 
-    def children(states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def children(states: Tensor, token_ids: Tensor, level: int) -> tuple[Tensor, Tensor]:
         return gathered_topk_logprob(
             states, head.weight, vocab.draft_ids, branching, head.bias, vocab.count, vocab.rows
         )

@@ -12,6 +12,7 @@ from nanospec.cli.coverage import coverage
 from nanospec.cli.generate import generate
 from nanospec.cli.inspect import inspect
 from nanospec.cli.machine import package_version
+from nanospec.cli.train_router import train_router
 from nanospec.cli.trim import trim
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -21,6 +22,7 @@ app.command()(coverage)
 app.command()(inspect)
 app.command()(calibrate)
 app.command()(trim)
+app.command()(train_router)
 
 
 def _print_version(wanted: bool) -> None:

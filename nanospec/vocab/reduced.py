@@ -87,6 +87,8 @@ class ReducedVocab(nn.Module):
     def select(self, width: int | None = None) -> DraftVocab:
         """As the policy's, ids of the target; a view that the next `observe` changes."""
         chosen = self.policy.select(width)
+        if chosen.at_level is not None:
+            return chosen.changed(self._as_target)
         return chosen._replace(draft_ids=self.draft_ids[:, : chosen.draft_ids.shape[1]], head_pos=chosen.draft_ids)
 
     def columns(self, ids: Tensor) -> Tensor:
@@ -108,6 +110,9 @@ class ReducedVocab(nn.Module):
         if not isinstance(self.policy, HasVocabularyViews):
             raise TypeError(f"vocab must have vocabulary_views(), got {type(self.policy).__name__}, which has none")
         return self.policy.vocabulary_views()
+
+    def _as_target(self, chosen: DraftVocab) -> DraftVocab:
+        return chosen._replace(draft_ids=self.target_ids[chosen.draft_ids], head_pos=chosen.draft_ids)
 
     def _refresh(self) -> None:
         """The ids of the policy's present columns, in place."""

@@ -43,7 +43,7 @@ class PriorVocab(nn.Module):
 
     def select(self, width: int | None = None) -> DraftVocab:
         """As the policy's, with the prior."""
-        return self.policy.select(width)._replace(raise_scores=self.raise_scores)
+        return self.policy.select(width).changed(lambda vocab: vocab._replace(raise_scores=self.raise_scores))
 
     def raise_scores(self, logits: Tensor, token_ids: Tensor) -> Tensor:
         """logits [B, n, K] after tokens int64 [B, n] -> the same with the bonus of their successors."""

@@ -1,0 +1,135 @@
+"""Trains the router of a draft vocabulary: which clusters of head rows hold what the target will say next.
+
+DynaSpec (Zhang et al. 2025, arXiv:2510.13847), section 4: cluster the rows of the head by direction, then train a small
+classifier with one binary cross-entropy per cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nanospec.training.balanced_clusters import balanced_clusters
+from nanospec.training.router_examples import RouterExamples
+from nanospec.vocab.router import Router, sample_rows
+
+ROWS_PER_CLUSTER = 64
+BATCH_SIZE = 512
+LEARNING_RATE = 2e-3
+WARM_UP_STEPS = 50
+LEAST_RATE = 0.001  # of a cluster's label, where a bias begins that no example has
+
+
+class RouterSettings(NamedTuple):
+    """num_clusters M, None for V / 64; hidden_size H, the classifier's width; num_epochs passes over the examples."""
+
+    num_clusters: int | None = None
+    hidden_size: int = 128
+    num_epochs: int = 3
+    seed: int = 0
+
+    def validated(self) -> RouterSettings:
+        """Self, or ValueError naming the number that is below 1."""
+        for name in ("num_clusters", "hidden_size", "num_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        return self
+
+
+DEFAULTS = RouterSettings()
+
+
+def num_training_steps(examples: RouterExamples, settings: RouterSettings) -> int:
+    """Updates that `train_router` makes."""
+    return settings.num_epochs * -(-examples.next_pos.numel() // BATCH_SIZE)
+
+
+def train_router(
+    head_weight: Tensor,
+    examples: RouterExamples,
+    settings: RouterSettings = DEFAULTS,
+    on_step: Callable[[], None] = lambda: None,
+) -> Router:
+    """A router over head_weight [V, D], float32 on the CPU; `on_step` is called after every update.
+
+    The label of a cluster is 1 where it holds one of the target's best ids or the token that follows. States count with
+    mean and deviation taken out; both end up in the weights. Raises ValueError for settings out of range.
+    """
+    settings = settings.validated()
+    weight = head_weight.detach().cpu()
+    router, cluster_of = _new_router(weight, examples, settings)
+    states = examples.states.flatten(0, 1).float()
+    mean, deviation = states.mean(0), states.std(0).clamp(min=1e-6)
+    labels = _label_clusters(examples, cluster_of)  # [n, k + 1], M: none
+    generator = torch.Generator().manual_seed(settings.seed)
+    _start(router, labels, generator)
+    optimizer = torch.optim.AdamW(router.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    num_steps = num_training_steps(examples, settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, num_steps))
+    for _ in range(settings.num_epochs):
+        for batch in torch.randperm(states.shape[0], generator=generator).split(BATCH_SIZE):
+            scores = router((states[batch] - mean) / deviation)
+            wanted = F.pad(torch.zeros_like(scores), (0, 1)).scatter_(1, labels[batch], 1.0)[:, :-1]
+            loss = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum") / batch.shape[0]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            on_step()
+    _fold(router.hidden, mean, deviation)
+    return router.requires_grad_(False)
+
+
+def wanted_counts(examples: RouterExamples, vocab_size: int) -> Tensor:
+    """int64 [V]: how often each row was the target's first choice or followed."""
+    wanted = torch.cat((examples.top_pos[..., 0].flatten(), examples.next_pos.flatten()))
+    return wanted[wanted >= 0].bincount(minlength=vocab_size)
+
+
+def _new_router(weight: Tensor, examples: RouterExamples, settings: RouterSettings) -> tuple[Router, Tensor]:
+    """An untrained router over clusters in the order of `Router`, and the cluster of every row, int64 [V]."""
+    vocab_size = weight.shape[0]
+    num_clusters = settings.num_clusters or max(vocab_size // ROWS_PER_CLUSTER, 1)
+    clusters = balanced_clusters(weight, num_clusters, settings.seed)
+    counts = wanted_counts(examples, vocab_size)
+    clusters = [cluster[counts[cluster].argsort(descending=True, stable=True)] for cluster in clusters]
+    totals = torch.stack([counts[cluster].sum() for cluster in clusters])
+    clusters = [clusters[index] for index in totals.argsort(descending=True, stable=True).tolist()]
+    token_ids, sizes = torch.cat(clusters), torch.tensor([cluster.shape[0] for cluster in clusters])
+    router = Router(token_ids, sizes, sample_rows(weight), settings.hidden_size)
+    cluster_of = torch.empty_like(token_ids)
+    return router, cluster_of.scatter_(0, token_ids, torch.repeat_interleave(torch.arange(num_clusters), sizes))
+
+
+def _label_clusters(examples: RouterExamples, cluster_of: Tensor) -> Tensor:
+    """int64 [n, k + 1]: the clusters wanted after every state, which may repeat; the number of clusters for none."""
+    wanted = torch.cat((examples.top_pos, examples.next_pos[..., None]), -1).flatten(0, 1)
+    return torch.where(wanted < 0, int(cluster_of.max()) + 1, cluster_of[wanted.clamp(min=0)])
+
+
+def _start(router: Router, labels: Tensor, generator: torch.Generator) -> None:
+    """Before the first update a cluster's score is how often it is wanted."""
+    rate = labels.flatten().bincount(minlength=router.num_clusters + 1)[:-1] / labels.shape[0]
+    with torch.no_grad():
+        router.score.bias.copy_(torch.logit(rate.clamp(LEAST_RATE / router.num_clusters, 1 - LEAST_RATE)))
+        router.hidden.bias.zero_()
+        for layer in (router.hidden, router.score):
+            bound = layer.in_features**-0.5
+            layer.weight.uniform_(-bound, bound, generator=generator)
+
+
+def _rate(step: int, num_steps: int) -> float:
+    """Warm-up, constant, then linear to zero over the last two thirds."""
+    return min(1.0, (step + 1) / WARM_UP_STEPS, 1.5 * (num_steps - step) / num_steps)
+
+
+def _fold(layer: nn.Linear, mean: Tensor, deviation: Tensor) -> None:
+    """layer((x - mean) / deviation) becomes layer(x)."""
+    with torch.no_grad():
+        layer.weight.div_(deviation)
+        layer.bias.sub_(layer.weight @ mean)

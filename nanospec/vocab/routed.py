@@ -1,0 +1,108 @@
+"""The draft vocabulary that a trained router picks anew for every level of the tree (DynaSpec, arXiv:2510.13847)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nanospec.ops.cluster_union import cluster_union, clusters_needed
+from nanospec.records import DraftVocab
+from nanospec.vocab.router import Router
+
+
+class RoutedVocab(nn.Module):
+    """At every level of a tree the clusters of `head_weight` [V, D] that `router` scores best for its states.
+
+    num_rows  rows of each level (K), the root's children first: whole clusters fill them, the last one cut. Levels
+              behind the last entry have as many as it
+
+    The union is over the nodes of a level: a cluster counts with the best score that any of them gives it. Its shape is
+    fixed and no column unused.
+
+    Raises ValueError for a router of another head and for numbers of rows that are not in [1, V].
+    """
+
+    observes: bool = False
+    first_column: Tensor
+    cluster_of: Tensor
+    place_of: Tensor
+    count: Tensor
+
+    def __init__(self, head_weight: Tensor, router: Router, num_rows: int | Sequence[int]) -> None:
+        super().__init__()
+        router.check_head(head_weight)
+        router = copy.deepcopy(router).to(head_weight.device, head_weight.dtype).requires_grad_(False)
+        self.head_weight = head_weight.detach()  # a plain attribute: neither saved nor moved with this module
+        self.router = router
+        self.num_rows = (num_rows,) if isinstance(num_rows, int) else tuple(num_rows)
+        check_rows(self.num_rows, head_weight.shape[0])
+        self._num_clusters = tuple(clusters_needed(router.sizes, rows) for rows in self.num_rows)
+        self.name = f"routed-{_without_repeats(self.num_rows)}"
+        cluster_of, place_of = router.positions()
+        self._last_rows = self._mean_rows = round(sum(self.num_rows) / len(self.num_rows))
+        buffers = {
+            "cluster_of": cluster_of,
+            "place_of": place_of,
+            "first_column": (router.sizes.cumsum(0) - router.sizes)[None],
+            "count": torch.tensor([self._mean_rows], dtype=torch.int32, device=head_weight.device),
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Nothing to forget."""
+
+    def observe(self, token_ids: Tensor) -> None:
+        """Nothing to learn."""
+
+    def select(self, width: int | None = None) -> DraftVocab:
+        """What is drafted from is `at_level` of this; before any state is known, the ids wanted most often, as many as
+        a level has on average."""
+        ids = self.router.token_ids[None, : self._mean_rows]
+        return DraftVocab(ids, self.count, None, all_active=True, at_level=self.at_level)
+
+    def at_level(self, states: Tensor, level: int) -> DraftVocab:
+        """The ids to score after states [B, n, D], the nodes of tree level `level` (0: the root)."""
+        scores = self.router(states).amax(1)  # [B, M]
+        index = min(level, len(self.num_rows) - 1)
+        num_rows, num_clusters = self.num_rows[index], self._num_clusters[index]
+        positions, first_column = cluster_union(scores, self.router.sizes, num_clusters, num_rows)
+        self.first_column, self._last_rows = first_column, num_rows
+        count = self.count.new_full((1,), num_rows)
+        return DraftVocab(self.router.token_ids[positions], count, None, all_active=True)
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, ..] inside the vocabulary -> the column of each at the level drafted last, or -1."""
+        first = self.first_column.gather(1, self.cluster_of[ids].flatten(1)).view_as(ids)
+        column = first + self.place_of[ids]
+        return column.masked_fill((first < 0) | (column >= self._last_rows), -1)
+
+
+def for_levels(num_rows: Sequence[int], num_levels: int) -> tuple[int, ...]:
+    """At least `num_levels` numbers of rows: the last one again where there are fewer."""
+    return (*num_rows, *num_rows[-1:] * (num_levels - len(num_rows)))
+
+
+def _without_repeats(num_rows: tuple[int, ...]) -> str:
+    """(9, 6, 6) is "9,6": the last number goes on."""
+    last = max((index for index, rows in enumerate(num_rows) if rows != num_rows[-1]), default=-1) + 1
+    return ",".join(str(rows) for rows in num_rows[: last + 1])
+
+
+def parse_rows(text: str) -> tuple[int, ...]:
+    """Rows per level of "N" or "N,N,..". Raises ValueError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"rows must be N or N,N,.., rows per level of a tree, got {text!r}") from None
+
+
+def check_rows(num_rows: tuple[int, ...], vocab_size: int) -> None:
+    if not num_rows:
+        raise ValueError("num_rows must name the rows of at least one level, got none")
+    for rows in num_rows:
+        if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= vocab_size:
+            raise ValueError(f"num_rows must be whole numbers in [1, {vocab_size}], got {num_rows}")
