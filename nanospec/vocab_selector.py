@@ -95,7 +95,7 @@ def build_vocab_selector(
         pinned_ids = _listed_ids(spec, vocab_size, frequent_ids)
         return InContextVocab(head_weight, capacity, packed=is_packed, pinned_ids=pinned_ids)
     if kind == "routed" and argument:
-        return _routed(argument, head_weight)
+        return _routed(argument, head_weight, is_packed)
     raise ValueError(f"vocab must be {CHOICES}, got {spec!r}")
 
 
@@ -106,13 +106,13 @@ def fewest_rows(policy: VocabSelector) -> int:
     return min(policy.num_rows) if isinstance(policy, RoutedVocab) else policy.select(None).draft_ids.shape[-1]
 
 
-def _routed(argument: str, head_weight: Tensor) -> RoutedVocab:
+def _routed(argument: str, head_weight: Tensor, packed: bool) -> RoutedVocab:
     """The policy that 'routed:FILE' or 'routed:FILE:N' names."""
     path, _, rows = argument.rpartition(":")
     if not path or not rows.replace(",", "").isdecimal():
-        return RoutedVocab(head_weight, *read_router(argument))
+        return RoutedVocab(head_weight, *read_router(argument), packed)
     router, num_rows = read_router(path)
-    return RoutedVocab(head_weight, router, for_levels(parse_rows(rows), len(num_rows)))
+    return RoutedVocab(head_weight, router, for_levels(parse_rows(rows), len(num_rows)), packed)
 
 
 def _check_head(policy: VocabSelector, head_weight: Tensor) -> None:

@@ -65,7 +65,7 @@ def train_router(
         if min(num_states, levels) < 1:
             raise ValueError(f"--num-states and --levels must be at least 1, got {num_states} and {levels}")
         num_rows = parse_rows(rows)
-        settings = RouterSettings(num_clusters, hidden_size, seed=seed).validated()
+        settings = RouterSettings(num_clusters, hidden_size, seed=seed)
         decoder = load_decoder(target, draft, vocab="full", tree=None, dtype=dtype, device=device)
         report = _train(decoder, corpus, heldout, out, num_rows, (num_states, levels), settings)
         if json_output:
@@ -86,7 +86,7 @@ def _train(
 ) -> dict[str, Any]:
     """Reads examples, trains, writes the file; the report that it holds. amount: states, levels."""
     from nanospec.drafters.drafter import deepest_tree
-    from nanospec.training.router_examples import ExampleReader, head_of, sample_records
+    from nanospec.training.router_examples import ExampleReader, head_of
     from nanospec.training.router_recall import recall_report
     from nanospec.training.train_router import num_training_steps, train_router, wanted_counts
     from nanospec.tree_growers import model_of
@@ -96,13 +96,9 @@ def _train(
     target, drafter, (num_states, levels) = decoder.target, model_of(decoder.drafter), amount
     head = head_of(drafter, target).weight
     check_rows(num_rows, head.shape[0])
+    settings.validated(head.shape[0])
     levels = min(levels, deepest_tree(drafter) or levels)
-    with busy("reading text"):
-        records = sample_records(corpus, max(num_states // STATES_PER_RECORD, 2 * HELD_OUT_SHARE), settings.seed)
-        if heldout is None:
-            held_out, records = records[::HELD_OUT_SHARE], [r for i, r in enumerate(records) if i % HELD_OUT_SHARE]
-        else:
-            held_out = sample_records(heldout, HELD_OUT_STATES // STATES_PER_RECORD * 4, settings.seed)
+    records, held_out = _records(corpus, heldout, num_states, settings.seed)
     reader = ExampleReader(target, drafter, levels, min(NUM_TOP, target.vocab_size))
     examples = _read(decoder, reader, records, num_states // levels, "drafting along the text")
     reader.num_draft = min(NUM_DRAFT, head.shape[0])
@@ -120,6 +116,17 @@ def _train(
     }
     write_router(out, router, for_levels(num_rows, levels), report)
     return report
+
+
+def _records(corpus: Path, heldout: Path | None, num_states: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """To learn from, and to report recall on: more than will be read."""
+    from nanospec.training.router_examples import sample_records
+
+    with busy("reading text"):
+        records = sample_records(corpus, max(num_states // STATES_PER_RECORD, 2 * HELD_OUT_SHARE), seed)
+        if heldout is not None:
+            return records, sample_records(heldout, HELD_OUT_STATES // STATES_PER_RECORD, seed)
+    return [r for i, r in enumerate(records) if i % HELD_OUT_SHARE], records[::HELD_OUT_SHARE]
 
 
 def _read(

@@ -80,7 +80,7 @@ def documents(
         if not prompt or not response:
             continue
         head = encode(prompt)[0]
-        tail = tokenizer(response, add_special_tokens=False)["input_ids"]
+        tail = tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"]
         yield Document(torch.cat((head, torch.tensor(tail, dtype=head.dtype, device=head.device))), head.shape[0])
 
 

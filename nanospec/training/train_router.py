@@ -32,12 +32,14 @@ class RouterSettings(NamedTuple):
     num_epochs: int = 3
     seed: int = 0
 
-    def validated(self) -> RouterSettings:
-        """Self, or ValueError naming the number that is below 1."""
+    def validated(self, vocab_size: int) -> RouterSettings:
+        """Self, or ValueError naming the number that is below 1, or above the rows of the head."""
         for name in ("num_clusters", "hidden_size", "num_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.num_clusters is not None and self.num_clusters > vocab_size:
+            raise ValueError(f"num_clusters must be in [1, {vocab_size}], got {self.num_clusters}")
         return self
 
 
@@ -60,7 +62,7 @@ def train_router(
     The label of a cluster is 1 where it holds one of the target's best ids or the token that follows. States count with
     mean and deviation taken out; both end up in the weights. Raises ValueError for settings out of range.
     """
-    settings = settings.validated()
+    settings = settings.validated(head_weight.shape[0])
     weight = head_weight.detach().cpu()
     router, cluster_of = _new_router(weight, examples, settings)
     states = examples.states.flatten(0, 1).float()

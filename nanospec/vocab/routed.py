@@ -18,6 +18,8 @@ class RoutedVocab(nn.Module):
 
     num_rows  rows of each level (K), the root's children first: whole clusters fill them, the last one cut. Levels
               behind the last entry have as many as it
+    packed    keep a copy of the head, cluster by cluster, so that a level's rows are gathered as blocks: faster on a
+              CPU, for the memory of a head. False: they are read from the head
 
     The union is over the nodes of a level: a cluster counts with the best score that any of them gives it. Its shape is
     fixed and no column unused.
@@ -31,12 +33,16 @@ class RoutedVocab(nn.Module):
     place_of: Tensor
     count: Tensor
 
-    def __init__(self, head_weight: Tensor, router: Router, num_rows: int | Sequence[int]) -> None:
+    def __init__(
+        self, head_weight: Tensor, router: Router, num_rows: int | Sequence[int], packed: bool = False
+    ) -> None:
         super().__init__()
         router.check_head(head_weight)
         router = copy.deepcopy(router).to(head_weight.device, head_weight.dtype).requires_grad_(False)
         self.head_weight = head_weight.detach()  # a plain attribute: neither saved nor moved with this module
         self.router = router
+        # Plain attributes, like the head: rows cluster by cluster [V, D].
+        self.rows = self.head_weight.index_select(0, router.token_ids) if packed else None
         self.num_rows = (num_rows,) if isinstance(num_rows, int) else tuple(num_rows)
         check_rows(self.num_rows, head_weight.shape[0])
         self._num_clusters = tuple(clusters_needed(router.sizes, rows) for rows in self.num_rows)
@@ -62,7 +68,8 @@ class RoutedVocab(nn.Module):
         """What is drafted from is `at_level` of this; before any state is known, the ids wanted most often, as many as
         a level has on average."""
         ids = self.router.token_ids[None, : self._mean_rows]
-        return DraftVocab(ids, self.count, None, all_active=True, at_level=self.at_level)
+        rows = None if self.rows is None else self.rows[None, : self._mean_rows]
+        return DraftVocab(ids, self.count, rows, all_active=True, at_level=self.at_level)
 
     def at_level(self, states: Tensor, level: int) -> DraftVocab:
         """The ids to score after states [B, n, D], the nodes of tree level `level` (0: the root)."""
@@ -72,7 +79,8 @@ class RoutedVocab(nn.Module):
         positions, first_column = cluster_union(scores, self.router.sizes, num_clusters, num_rows)
         self.first_column, self._last_rows = first_column, num_rows
         count = self.count.new_full((1,), num_rows)
-        return DraftVocab(self.router.token_ids[positions], count, None, all_active=True)
+        rows = None if self.rows is None else self.rows[positions]
+        return DraftVocab(self.router.token_ids[positions], count, rows, all_active=True)
 
     def columns(self, ids: Tensor) -> Tensor:
         """ids int64 [B, ..] inside the vocabulary -> the column of each at the level drafted last, or -1."""
@@ -81,9 +89,9 @@ class RoutedVocab(nn.Module):
         return column.masked_fill((first < 0) | (column >= self._last_rows), -1)
 
 
-def for_levels(num_rows: Sequence[int], num_levels: int) -> tuple[int, ...]:
+def for_levels(num_rows: tuple[int, ...], num_levels: int) -> tuple[int, ...]:
     """At least `num_levels` numbers of rows: the last one again where there are fewer."""
-    return (*num_rows, *num_rows[-1:] * (num_levels - len(num_rows)))
+    return num_rows + num_rows[-1:] * (num_levels - len(num_rows))
 
 
 def _without_repeats(num_rows: tuple[int, ...]) -> str:

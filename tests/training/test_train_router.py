@@ -148,4 +148,4 @@ def test_what_cannot_be_trained_on_is_named():
     with pytest.raises(ValueError, match=r"num_clusters must be in \[1, 3\], got 4"):
         balanced_clusters(torch.ones(3, 2), 4)
     with pytest.raises(ValueError, match="hidden_size must be at least 1, got 0"):
-        RouterSettings(hidden_size=0).validated()
+        RouterSettings(hidden_size=0).validated(9)

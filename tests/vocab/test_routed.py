@@ -25,13 +25,13 @@ WEIGHT = torch.randn(20, 4, generator=GENERATOR, dtype=torch.float64)
 SAMPLING = st.sampled_from([{}, {"temperature": 1.0}, {"temperature": 0.7, "repetition_penalty": 1.3}])
 
 
-def routed(rows: int | tuple[int, ...], seed: int = 1) -> RoutedVocab:
-    return RoutedVocab(WEIGHT, tiny_router(WEIGHT, seed), rows)
+def routed(rows: int | tuple[int, ...], seed: int = 1, packed: bool = False) -> RoutedVocab:
+    return RoutedVocab(WEIGHT, tiny_router(WEIGHT, seed), rows, packed)
 
 
 def decoder_with(vocab_rows: tuple[int, ...], seed: int, prior: bool = False, **options) -> SpeculativeDecoder:
     target = tiny_target(seed % 4)
-    vocab = RoutedVocab(target.head_weight, tiny_router(target.head_weight, seed), vocab_rows)
+    vocab = RoutedVocab(target.head_weight, tiny_router(target.head_weight, seed), vocab_rows, packed=seed % 2 == 0)
     if prior:
         from nanospec.successor_prior import SuccessorPrior
         from nanospec.vocab.with_prior import PriorVocab
@@ -43,7 +43,7 @@ def decoder_with(vocab_rows: tuple[int, ...], seed: int, prior: bool = False, **
 @settings(max_examples=30)
 @given(rows=st.lists(st.integers(1, 20), min_size=1, max_size=3), seed=st.integers(0, 30), level=st.integers(0, 4))
 def test_a_level_is_the_best_clusters_of_any_of_its_nodes(rows, seed, level):
-    vocab = routed(tuple(rows), seed)
+    vocab = routed(tuple(rows), seed, packed=bool(seed % 2))
     states = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     chosen = vocab.select().at_level(states, level)
     router, num_rows = vocab.router, rows[min(level, len(rows) - 1)]
@@ -54,6 +54,8 @@ def test_a_level_is_the_best_clusters_of_any_of_its_nodes(rows, seed, level):
     ids = chosen.draft_ids[0].tolist()
     assert ids == router.token_ids[expected].tolist()
     assert len(set(ids)) == len(ids) == num_rows == int(chosen.count)
+    assert (chosen.rows is not None) == bool(seed % 2)
+    assert chosen.rows is None or torch.equal(chosen.rows, WEIGHT[chosen.draft_ids])
     columns = vocab.columns(torch.arange(20)[None])[0].tolist()
     assert columns == [ids.index(token) if token in ids else -1 for token in range(20)]
 
