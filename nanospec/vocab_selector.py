@@ -21,8 +21,8 @@ from nanospec.vocab.with_prior import PriorVocab
 
 CHOICES = (
     "'full', 'in-context' ('context-only' and 'extension-only' are its halves), 'static:N' (the N most frequent ids), "
-    "'static:FILE', 'hybrid:N' (these N and in-context), 'routed:FILE' (what a trained router picks) or 'routed:FILE:N' "
-    "(in N rows per level, or N,N,..), each also with '+prior'"
+    "'static:FILE', 'hybrid:N' (these N and in-context), 'routed:FILE' (by a trained router) or 'routed:FILE:N' "
+    "(N rows per level, or N,N,..), each also with '+prior'"
 )
 # NanoSpec's two sources, and each of them alone.
 IN_CONTEXT: dict[str, tuple[CandidateSource, ...]] = {

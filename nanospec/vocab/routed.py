@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nanospec.ops.cluster_union import cluster_union, clusters_needed
-from nanospec.records import DraftVocab
+from nanospec.records import DraftVocab, Observation
 from nanospec.vocab.router import Router
 
 
@@ -61,7 +61,7 @@ class RoutedVocab(nn.Module):
     def reset(self, rows: Tensor | None = None) -> None:
         """Nothing to forget."""
 
-    def observe(self, token_ids: Tensor) -> None:
+    def learn(self, observation: Observation) -> None:
         """Nothing to learn."""
 
     def select(self, width: int | None = None) -> DraftVocab:
