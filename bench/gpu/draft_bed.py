@@ -46,7 +46,7 @@ class DraftBed:
         ids = torch.zeros(self.batch_size, width, dtype=torch.int64, device=self.device)
         states = self.features[:, :1].expand(-1, width, -1).contiguous()
         visible = torch.eye(width, dtype=torch.bool, device=self.device).repeat(self.batch_size, 1, depth)
-        return lambda: children(self.advance(ids, states, depth, visible), ids)
+        return lambda: children(self.advance(ids, states, depth, visible), ids, depth)
 
     def bookkeeping(self) -> DraftTree:
         """The tree alone: no body, no head."""

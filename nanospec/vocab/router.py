@@ -75,8 +75,8 @@ class Router(nn.Module):
 def sample_rows(head_weight: Tensor) -> Tensor:
     """float32 [s, D]: the rows by which a head is known again."""
     vocab_size = head_weight.shape[0]
-    rows = torch.linspace(0, vocab_size - 1, min(NUM_SAMPLED_ROWS, vocab_size), device=head_weight.device)
-    return head_weight.detach()[rows.long()].float()
+    rows = torch.arange(min(NUM_SAMPLED_ROWS, vocab_size), device=head_weight.device) * vocab_size // NUM_SAMPLED_ROWS
+    return head_weight.detach()[rows].float()
 
 
 def _check_clusters(token_ids: Tensor, sizes: Tensor) -> None:
