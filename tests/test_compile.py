@@ -175,7 +175,7 @@ class NoViews:
     name, observes = "mine", False
 
     def __init__(self, inner: FullVocab) -> None:
-        self.reset, self.observe, self.select = inner.reset, inner.observe, inner.select
+        self.reset, self.learn, self.select = inner.reset, inner.learn, inner.select
 
 
 def test_what_cannot_be_compiled_is_refused_by_name():
