@@ -162,11 +162,15 @@ class ExampleReader:
             states.append(self.drafter.advance(following[:, depth - 1, None], states[-1], depth, visible))
         best = torch.empty(self.num_levels, 0, dtype=torch.int64)
         if self.num_draft:
-            best = torch.cat([self._best_rows(state) for state in states])
+            best = self._best_rows(states)
         return torch.cat([state[..., : self.state_size] for state in states], 1)[0].cpu(), best
 
-    def _best_rows(self, state: Tensor) -> Tensor:
-        return blocked_topk(self.drafter.logits(state, self.every_row)[0], self.num_draft)[1].cpu()
+    def _best_rows(self, states: list[Tensor]) -> Tensor:
+        """[L, m] of L states [1, 1, .]: in one product, where they are of one width and so are scored alike."""
+        alike = len({state.shape[-1] for state in states}) == 1
+        batches = [torch.cat(states, 1)] if alike else states
+        logits = torch.cat([self.drafter.logits(batch, self.every_row)[0] for batch in batches])
+        return blocked_topk(logits, self.num_draft)[1].cpu()
 
     def _rows_of(self, ids: Tensor) -> Tensor:
         return (ids if self.row_of_id is None else self.row_of_id[ids]).cpu()
