@@ -44,7 +44,7 @@ def train_router(
     ] = None,
     rows: Annotated[
         str, typer.Option(metavar="N|N,N,..", help="Rows per tree level, as routed:FILE will draft.")
-    ] = "2048",
+    ] = "2048,1024",
     num_states: Annotated[int, typer.Option(help="States of the drafter to learn from.")] = 150_000,
     num_clusters: Annotated[int | None, typer.Option(help="Clusters of head rows. Default: one for 64 rows.")] = None,
     hidden_size: Annotated[int, typer.Option(help="Width of the classifier.")] = 128,
@@ -72,7 +72,7 @@ def train_router(
             typer.echo(json.dumps(report, indent=2))
             return
         typer.echo(f"{out}: {report['clusters']} clusters, hidden size {hidden_size}, {report['states']:,} states")
-        Console().print(recall_table(report["recall"]))
+        Console().print(*recall_tables(report["recall"]))
 
 
 def _train(
@@ -139,20 +139,21 @@ def _read(
         return reader.read(texts, max(num_chains, 1), advance)
 
 
-def recall_table(recall: dict[str, Any]) -> Table:
-    """Recall by rows: the router's shortlists beside the rows wanted most often, then the router's by level."""
-    table = Table(title=f"recall on {recall['states']:,} held-out states, every state with a shortlist of its own")
+def recall_tables(recall: dict[str, Any]) -> list[Table]:
+    """Recall by rows: the router's shortlists beside the rows wanted most often; then the router's by level."""
     kinds = [kind for kind in ("target", "draft") if kind in recall]
-    names = {"target": "the target's first choice", "draft": f"the draft's {NUM_DRAFT} best"}
-    table.add_column("rows", justify="right")
+    names = {"target": "target's first choice", "draft": f"draft's {NUM_DRAFT} best"}
+    overall = Table(title=f"recall on {recall['states']:,} held-out states, each with a shortlist of its own")
+    overall.add_column("rows", justify="right")
     for kind in kinds:
-        table.add_column(names[kind], justify="right")
-        table.add_column("most frequent rows", justify="right")
-    table.add_column("first choice by level", justify="right")
+        overall.add_column(names[kind], justify="right")
+        overall.add_column("in the most frequent", justify="right")
+    by_level = Table(title="the target's first choice, by level")
+    by_level.add_column("rows", justify="right")
+    for level in range(len(recall["target"]["by_level"][0])):
+        by_level.add_column(str(level + 1), justify="right")
     for index, rows in enumerate(recall["rows"]):
-        cells = [f"{rows:,}"]
-        for kind in kinds:
-            cells += [f"{recall[name]['all'][index]:.1%}" for name in (kind, f"{kind}_frequent")]
-        cells.append(" ".join(f"{share:.1%}" for share in recall["target"]["by_level"][index]))
-        table.add_row(*cells)
-    return table
+        columns = [column for kind in kinds for column in (kind, f"{kind}_frequent")]
+        overall.add_row(f"{rows:,}", *(f"{recall[column]['all'][index]:.1%}" for column in columns))
+        by_level.add_row(f"{rows:,}", *(f"{share:.1%}" for share in recall["target"]["by_level"][index]))
+    return [overall, by_level]

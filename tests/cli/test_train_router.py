@@ -62,6 +62,7 @@ def test_a_reader_gets_a_table(pair, tmp_path):
     assert result.exit_code == 0, result.output
     assert "6 clusters, hidden size 8, 120 states" in result.stdout
     assert "recall on 3" in result.stdout
+    assert "the target's first choice, by level" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
