@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import json
 import lzma
+import reprlib
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from nanospec.untrusted_files import parse_json
+
 STANDARD_INPUT = "-"
 FORMAT_OF = {".txt": "text", ".jsonl": "jsonl"}
 FORMATS = tuple(FORMAT_OF.values())
 COMPRESSIONS = (".xz", ".gz")
 MAX_LINE = 1 << 20  # bytes of plain text that are held at once
+MAX_RECORD = 1 << 26  # of a line of JSON
 # What the readers raise for compressed files that are damaged or end early.
 _DAMAGED = (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
 
@@ -67,15 +70,15 @@ class TextSource:
             raise ValueError(f"{self.name} must be UTF-8 text: {error}") from None
 
     def _fields(self) -> Iterator[str]:
-        for number, line in enumerate(self._stream, start=1):
-            if not line.strip():
-                continue
+        number = 0
+        while line := self._stream.readline(MAX_RECORD + 1):
+            number += 1
             place = f"{self.name}, line {number}"
-            try:
-                record = json.loads(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: must be a JSON object, got {line[:60]!r} ({error.msg})") from None
-            yield from _strings(record, self.field, place)
+            if len(line) > MAX_RECORD:
+                raise ValueError(f"{place}: must have at most {MAX_RECORD} bytes, got more")
+            if line.strip():
+                record = parse_json((line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode(), f"{place}:")
+                yield from _strings(record, self.field, place)
 
 
 def _checked_format(path: Path, format: str | None) -> str:
@@ -123,9 +126,11 @@ def _strings(record: Any, field: str, place: str) -> Iterator[str]:
     if not isinstance(record, dict):
         raise ValueError(f"{place}: must be a JSON object, got {type(record).__name__}")
     if field not in record:
-        raise ValueError(f"{place}: must have the field {field!r}, got the keys {sorted(record)}")
+        raise ValueError(f"{place}: must have the field {field!r}, got the keys {sorted(record)[:8]}")
     values = record[field] if isinstance(record[field], list) else [record[field]]
     for value in values:
         if not isinstance(value, str):
-            raise ValueError(f"{place}: field {field!r} must be a string or a list of strings, got {value!r}")
+            raise ValueError(
+                f"{place}: field {field!r} must be a string or a list of strings, got {reprlib.repr(value)}"
+            )
         yield value

@@ -47,7 +47,7 @@ def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         new_name = normalise_name(name)
         if new_name in normalised:
-            raise ValueError(f"checkpoint must hold {new_name!r} once, got it again as {name!r}")
+            raise ValueError(f"checkpoint must hold {new_name[:200]!r} once, got it again as {name[:200]!r}")
         normalised[new_name] = tensor
     return normalised
 
@@ -91,10 +91,10 @@ def has_layers(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def count_layers(tensors: Mapping[str, Tensor]) -> int:
-    """Decoder layers, by the largest index; native MTP modules, which are numbered on behind them, are none."""
-    modules = {int(match[1]) for name in tensors if (match := MTP_MODULE.match(name)) and match[1]}
-    layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
-    return max(layers - modules, default=-1) + 1
+    """Decoder layers that some tensor is of: an index far out makes none of what lies before it. Native MTP modules,
+    which are numbered on behind them, are none."""
+    modules = {match[1] for name in tensors if (match := MTP_MODULE.match(name))}
+    return len({match[1] for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))} - modules)
 
 
 def count_mtp_modules(tensors: Mapping[str, Tensor]) -> int:

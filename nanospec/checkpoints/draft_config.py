@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from nanospec.checkpoints.detect import count_layers
 from nanospec.drafters.eagle import EagleShape
 
+MAX_LAYERS, MAX_HEAD_DIM = 2**10, 2**14
 MAX_SIZE = 2**24  # no draft is wider; what a damaged config claims stays countable
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
@@ -57,11 +58,23 @@ def read_shape(settings: dict[str, Any], tensors: Mapping[str, Tensor], director
         embed_norm="embed_layernorm.weight" in tensors,
         head_norm="lm_head_layernorm.weight" in tensors,
     )
+    _check_bounds(shape)
     if "fc.weight" in tensors and shape.hidden_size != tensors["fc.weight"].shape[0]:
         raise ValueError(
             f"draft config hidden_size must be {tensors['fc.weight'].shape[0]} as in fc.weight, got {shape.hidden_size}"
         )
     return shape
+
+
+def _check_bounds(shape: EagleShape) -> None:
+    """Nothing is made of sizes that no draft has: layers are modules, and the rotation of a head is computed."""
+    if shape.num_layers > MAX_LAYERS:
+        raise ValueError(f"draft must have at most {MAX_LAYERS} layers, got {shape.num_layers}")
+    if shape.head_dim > MAX_HEAD_DIM or shape.num_heads * shape.head_dim > MAX_SIZE:
+        raise ValueError(
+            f"draft config head_dim must be at most {MAX_HEAD_DIM} and all heads {MAX_SIZE} wide, got "
+            f"{shape.num_heads} heads of {shape.head_dim}"
+        )
 
 
 def rope_config(settings: dict[str, Any], shape: EagleShape, context_window: int) -> LlamaConfig:

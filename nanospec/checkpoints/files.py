@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import struct
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nanospec.torch_archive import load_torch_archive
+from nanospec.untrusted_files import read_json_file
+
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 # In order of preference; the last two hold Medusa heads.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "medusa_lm_head.safetensors", "medusa_lm_head.pt")
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# What the readers raise for a damaged file; a damaged pickle can fail in most of its instructions.
-_UNREADABLE = (
-    SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError,
-    AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error,
-)  # fmt: skip
+MAX_NAME = 255  # of a file
+SHOWN = 8  # names of tensors in an error
+# What the reader of safetensors raises for a damaged file, or one that claims what no tensor can be.
+_UNREADABLE = (SafetensorError, RuntimeError, ValueError, LookupError, OSError, TypeError, ArithmeticError, MemoryError)
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -36,24 +36,39 @@ _DTYPES = {
 def resolve_checkpoint(path: str | Path, argument: str, weights: bool = True) -> Path:
     """A local directory, or the local copy of a hub id, without its weights where they are not needed.
 
-    FileNotFoundError names `argument` and what was given.
+    All that is in it are regular files and directories of its own. FileNotFoundError names `argument` and what was
+    given; ValueError an entry that is a pipe or a device, or a link that leads elsewhere.
     """
     directory = Path(path).expanduser()
     if directory.is_dir():
+        _refuse_foreign_entries(directory)
         return directory
     if directory.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         raise FileNotFoundError(f"{argument} must be a checkpoint directory or a hub id, got {str(path)!r}")
     try:
-        if not weights:
-            return Path(snapshot_download(str(path), allow_patterns=list(SMALL_FILES)))
-        directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.safetensors"]))
-        if not any(directory.glob("*.safetensors")):
+        patterns = [*SMALL_FILES, "*.safetensors"] if weights else list(SMALL_FILES)
+        directory = Path(snapshot_download(str(path), allow_patterns=patterns))
+        if weights and not any(directory.glob("*.safetensors")):
             directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.bin", "*.pt"]))
-        return directory
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"{argument} must be a checkpoint directory or a reachable hub id, got {str(path)!r}: {error}"
         ) from error
+    _refuse_foreign_entries(directory)
+    return directory
+
+
+def _refuse_foreign_entries(directory: Path) -> None:
+    """A link may lead to the directory itself, or from a snapshot of the hub's cache to the files of its repository."""
+    home = directory.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    for entry in (*directory.iterdir(), *(directory / "additional_chat_templates").glob("*")):
+        if entry.is_symlink() and not any(entry.resolve().is_relative_to(place) for place in homes):
+            raise ValueError(
+                f"checkpoint must hold its files itself, got a link {entry.name!r} to another place in {home}"
+            )
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise ValueError(f"checkpoint must hold regular files, got {entry.name!r} in {home}")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -65,11 +80,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. ValueError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be JSON, got {error}") from None
+    """The object in a JSON file. Raises as `read_json_file`; ValueError for any other value."""
+    content = read_json_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
@@ -93,22 +105,46 @@ def read_tensors(
     first = _first_weight_file(directory)
     if first.suffix != ".json":
         return _read_weight_file(first, specs_only, wanted)
+    places = {name: shard for name, shard in _read_index(first).items() if wanted(name)}
     tensors: dict[str, Tensor] = {}
-    index = {name: shard for name, shard in _read_index(first).items() if wanted(name)}
-    for shard in sorted(set(index.values())):
-        tensors.update(_read_weight_file(first.parent / shard, specs_only, wanted))
-    missing, unlisted = sorted(index.keys() - tensors.keys()), sorted(tensors.keys() - index.keys())
+    held: dict[str, str] = {}
+    for shard in sorted(set(places.values())):
+        for name, tensor in _read_weight_file(first.parent / shard, specs_only, wanted).items():
+            if name in held:
+                raise ValueError(
+                    f"{first} must list shards that hold {name!r} once, got it in {held[name]} and {shard}"
+                )
+            tensors[name], held[name] = tensor, shard
+    missing, unlisted = sorted(places.keys() - held.keys()), sorted(held.keys() - places.keys())
     if missing or unlisted:
-        raise ValueError(f"{first} must list what its shards hold: missing {missing}, not listed {unlisted}")
+        raise ValueError(
+            f"{first} must list what its shards hold: missing {missing[:SHOWN]}, not listed {unlisted[:SHOWN]}"
+        )
+    misplaced = [name for name, shard in held.items() if places[name] != shard]
+    if misplaced:
+        raise ValueError(f"{first} must list the shard of {misplaced[0]!r}: {held[misplaced[0]]}")
     return tensors
 
 
+def name_difference(expected: Set[str], found: Set[str]) -> str:
+    """What an error says of two sets of tensors: the first of each that the other lacks. Empty if they are one set."""
+    missing, unused = sorted(expected - found), sorted(found - expected)
+    return f"missing tensors {missing[:SHOWN]}, unused tensors {unused[:SHOWN]}" if missing or unused else ""
+
+
+def has_weights(directory: Path) -> bool:
+    return any(_weight_files(directory))
+
+
+def _weight_files(directory: Path) -> Iterator[Path]:
+    """Those of `WEIGHT_FILES` that are there, each before the index of its shards."""
+    paths = (directory / f"{name}{ending}" for name in WEIGHT_FILES for ending in ("", ".index.json"))
+    return (path for path in paths if path.exists())
+
+
 def _first_weight_file(directory: Path) -> Path:
-    """The first of `WEIGHT_FILES` that is there, or the index of its shards."""
-    for name in WEIGHT_FILES:
-        for path in (directory / name, directory / f"{name}.index.json"):
-            if path.exists():
-                return path
+    for path in _weight_files(directory):
+        return path
     raise FileNotFoundError(f"checkpoint must hold one of {', '.join(WEIGHT_FILES)}, got none in {directory}")
 
 
@@ -118,12 +154,17 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{path} must hold a 'weight_map' of tensor names, got {type(places).__name__}")
     for shard in places.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
-            raise ValueError(f"{path} must list shards by file name, got {shard!r}")
+        if not isinstance(shard, str) or not is_file_name(shard) or not shard.endswith((".safetensors", ".bin")):
+            raise ValueError(f"{path} must list shards by file name, got {reprlib.repr(shard)}")
     missing = sorted({shard for shard in places.values() if not (path.parent / shard).is_file()})
     if missing:
-        raise FileNotFoundError(f"checkpoint must hold all shards that {path.name} lists, missing {missing}")
+        raise FileNotFoundError(f"checkpoint must hold all shards that {path.name} lists, missing {missing[:SHOWN]}")
     return places
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name stands for an entry of the directory that it is read in, whatever the system."""
+    return 0 < len(name.encode()) <= MAX_NAME and not set(name) & set("/\\:\0") and name not in (".", "..")
 
 
 def _read_weight_file(path: Path, specs_only: bool, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -146,18 +187,19 @@ def _read_whole_file(path: Path, specs_only: bool) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _read_header(path) if specs_only else load_file(path)
-        tensors = torch.load(path, map_location="meta" if specs_only else "cpu", weights_only=True)
+        tensors = load_torch_archive(path, specs_only)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{path} must hold a dictionary of tensors, got {type(tensors).__name__}")
+    if not all(isinstance(name, str) for name in tensors):
+        raise ValueError(f"{path} must hold tensors by name, got {reprlib.repr(list(tensors))}")
     return tensors
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} must be a readable weight file, got {(str(error) or type(error).__name__).splitlines()[0]}"
-    )
+    reason = (str(error) or type(error).__name__).splitlines()[0][:400]
+    return ValueError(f"{path} must be a readable weight file, got {reason}")
 
 
 def _read_header(path: Path) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nanospec.checkpoints.detect import normalise_names
-from nanospec.checkpoints.files import check_weights, read_config, read_tensors, resolve_checkpoint
+from nanospec.checkpoints.files import check_weights, name_difference, read_config, read_tensors, resolve_checkpoint
 from nanospec.drafters.medusa import MedusaDrafter, MedusaShape
 from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target
@@ -82,10 +82,10 @@ def build_medusa_drafter(directory: Path, tensors: Mapping[str, Tensor], target:
     check_weights(weights, directory)
     layout = _read_layout(weights, directory)
     token_map = tensors.get(TOKEN_MAP) if layout.outputs else None
-    missing = sorted(layout.names() - weights.keys())
-    unused = sorted(tensors.keys() - layout.names() - ({TOKEN_MAP} if token_map is not None else set()))
-    if missing or unused:
-        raise ValueError(f"draft {directory} must be Medusa: missing tensors {missing}, unused tensors {unused}")
+    if difference := name_difference(
+        layout.names() | ({TOKEN_MAP} if token_map is not None else set()), tensors.keys()
+    ):
+        raise ValueError(f"draft {directory} must be Medusa: {difference}")
     if token_map is not None:
         token_map = _checked_map(token_map, target.vocab_size)
     shape = _read_shape(layout, weights, token_map, target)
@@ -105,6 +105,11 @@ def _read_layout(tensors: Mapping[str, Tensor], directory: Path) -> _Layout:
     heads, num_layers = {head for head, _, _ in parts} | own_outputs, len({layer for _, layer, _ in parts})
     if not heads:
         raise ValueError(f"draft must hold Medusa heads, got tensors {sorted(tensors)[:8]} in {directory}")
+    if len(heads) * num_layers > 2 * len(tensors):  # before as many names are made
+        raise ValueError(
+            f"draft {directory} must hold a block per head and layer, got {len(tensors)} tensors of {len(heads)} heads "
+            f"and {num_layers} layers"
+        )
 
     def names(kind: str) -> list[list[str]]:
         return [

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nanospec.checkpoints.detect import Family, detect_family, normalise_name, normalise_names
-from nanospec.checkpoints.files import check_weights, read_tensors, resolve_checkpoint
+from nanospec.checkpoints.files import check_weights, name_difference, read_tensors, resolve_checkpoint
 from nanospec.drafters.mtp import NATIVE_MTP, MtpDrafter
 from nanospec.target import Target
 
@@ -118,8 +118,7 @@ def _modules_from(
     shapes = {source: shape for names, shape in sources.values() for source in names}
     missing, unused = shapes.keys() - tensors.keys(), unused | (tensors.keys() - shapes.keys())
     if missing or unused:
-        names = f"missing tensors {sorted(missing)}, unused tensors {sorted(unused)}"
-        raise ValueError(f"draft {directory} must be {Family.MTP}: {names}")
+        raise ValueError(f"draft {directory} must be {Family.MTP}: {name_difference(missing, unused)}")
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise ValueError(f"draft tensor {name!r} must have shape {shape}, got {tuple(tensors[name].shape)}")

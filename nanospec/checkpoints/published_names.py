@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nanospec.checkpoints.detect import count_layers
+from nanospec.checkpoints.files import name_difference
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
 
 FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
@@ -22,9 +23,8 @@ def load_published(drafter: EagleDrafter, tensors: Mapping[str, Tensor], directo
     Raises ValueError naming every tensor that is missing or unused, or the first of another shape.
     """
     expected = published_tensors(drafter)
-    missing, unused = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unused:
-        raise ValueError(f"draft {directory} must be {family}: missing tensors {missing}, unused tensors {unused}")
+    if difference := name_difference(expected.keys(), tensors.keys()):
+        raise ValueError(f"draft {directory} must be {family}: {difference}")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(

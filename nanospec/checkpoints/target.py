@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from nanospec.checkpoints.files import check_finite, read_config, resolve_checkpoint
-from nanospec.checkpoints.tokenizer import load_compressed_tokenizer
+from nanospec.checkpoints.detect import normalise_name
+from nanospec.checkpoints.files import (
+    WEIGHT_DTYPES,
+    check_finite,
+    has_weights,
+    read_config,
+    read_tensors,
+    resolve_checkpoint,
+)
+from nanospec.checkpoints.language_model_files import (
+    check_config_claims,
+    check_layers_are_stored,
+    check_size_is_stored,
+    check_tokenizer_sizes,
+)
+from nanospec.checkpoints.mtp import is_mtp_name
+from nanospec.checkpoints.tokenizer import load_compressed_tokenizer, tokenizer_errors
 from nanospec.target import Target
 from nanospec.target_families import FAMILIES, refuse_architecture
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
+# What transformers raises for a config or weights that it cannot make a model of.
+_UNUSABLE = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
+    ImportError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def load_target(
@@ -47,10 +70,10 @@ def load_language_model(
     """As `load_target`, without a `Target` around it; errors call it `argument`."""
     torch_dtype = parse_dtype(dtype)
     directory = resolve_checkpoint(source, argument)
-    config = read_config(directory)
-    refuse_architecture(config, argument)
+    attention = _check_config(directory, argument)
     place = parse_device(device)
-    model = _load_model(directory, torch_dtype, FAMILIES[config["model_type"]].attention[0], argument).to(place)
+    _build_skeleton(directory, read_tensors(directory, specs_only=True), attention, argument)
+    model = _load_model(directory, torch_dtype, attention, argument).to(place)
     check_finite(dict(model.state_dict()), directory)
     return model, load_tokenizer(directory)
 
@@ -64,19 +87,43 @@ def load_target_skeleton(path: str | Path) -> Target:
 
 
 def load_model_skeleton(path: str | Path, argument: str) -> PreTrainedModel:
-    """As `load_target_skeleton`, without a `Target` around it; errors call it `argument`."""
+    """As `load_target_skeleton`, without a `Target` around it; errors call it `argument`.
+
+    Where there are weights, their shapes must be able to fill it.
+    """
     directory = resolve_checkpoint(path, argument)
-    described = read_config(directory)
-    refuse_architecture(described, argument)
-    attention = FAMILIES[described["model_type"]].attention[0]
+    attention = _check_config(directory, argument)
+    specs = read_tensors(directory, specs_only=True) if has_weights(directory) else None
+    return _build_skeleton(directory, specs, attention, argument)
+
+
+def _check_config(directory: Path, argument: str) -> str:
+    """The attention kernel of a language model whose config may be handed to transformers."""
+    config = read_config(directory)
+    refuse_architecture(config, argument)
+    check_config_claims(config, directory, argument)
+    return FAMILIES[config["model_type"]].attention[0]
+
+
+def _build_skeleton(
+    directory: Path, specs: Mapping[str, Tensor] | None, attention: str, argument: str
+) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        if specs is not None:
+            check_layers_are_stored(config, specs, argument)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{argument} must be a causal language model of transformers, got {directory}: {error}"
-        ) from error
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
+    except _UNUSABLE as error:
+        raise _unusable(directory, argument, error) from error
+    if specs is not None:
+        check_size_is_stored(model, specs, argument)
+    return model
+
+
+def _unusable(directory: Path, argument: str, error: BaseException) -> ValueError:
+    reason = str(error)[:400] or type(error).__name__
+    return ValueError(f"{argument} must be a causal language model of transformers, got {directory}: {reason}")
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -105,15 +152,20 @@ def _load_model(directory: Path, dtype: torch.dtype | None, attention: str, argu
     try:
         with _QuietLoading():
             model, report = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"{argument} must be a causal language model of transformers, got {directory}: {error}"
-        ) from error
+                directory, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+    except _UNUSABLE as error:
+        raise _unusable(directory, argument, error) from error
     missing = sorted(report["missing_keys"])
+    num_layers = model.config.get_text_config().num_hidden_layers
+    unused = sorted(name for name in report["unexpected_keys"] if not is_mtp_name(normalise_name(name), num_layers))
     if missing:
         raise ValueError(f"{argument} {directory} must hold all its weights, missing {missing[:8]}")
+    if unused:
+        raise ValueError(f"{argument} {directory} must hold its weights alone, got others too: {unused[:8]}")
+    if model.dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"{argument} config dtype must be one of {', '.join(DTYPES)}, got {model.dtype}")
     return model
 
 
@@ -122,10 +174,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
     if (directory / "tokenizer.json.xz").exists():
         return load_compressed_tokenizer(directory)
     if any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        try:
-            return AutoTokenizer.from_pretrained(directory)
-        except Exception as error:  # tokenizers raises a bare Exception for malformed content
-            raise ValueError(f"tokenizer must be one of transformers, got {directory}: {error}") from error
+        check_tokenizer_sizes(directory)
+        with tokenizer_errors(f"tokenizer must be one of transformers, got {directory}"):
+            return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     return None
 
 

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import lzma
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from nanospec.checkpoints.files import read_json
+from nanospec.untrusted_files import read_bytes
+
+MAX_TOKENIZER_BYTES = 2**27  # four times that of a vocabulary of 262,144 ids
+MAX_EXPANSION = 64  # bytes per compressed byte; a vocabulary gives 4 to 8
+NOT_SETTINGS = ("tokenizer_class", "backend", "tokenizer_object", "auto_map")
+XZ_MEMORY = 2**27  # of the decompressor; the strongest preset wants half
+
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, plain or xz-compressed. ValueError if it is neither."""
+    """The tokenizer in a tokenizer.json, plain or xz-compressed. FileNotFoundError, or ValueError if it is neither or
+    too large."""
+    with tokenizer_errors(f"tokenizer must be a tokenizer.json, plain or .xz, got {path}"):
+        content = read_bytes(path, MAX_TOKENIZER_BYTES)
+        return Tokenizer.from_str((_expand(content) if path.suffix == ".xz" else content).decode("utf-8"))
+
+
+@contextmanager
+def tokenizer_errors(message: str) -> Iterator[None]:
+    """ValueError with `message` and the reason for whatever tokenizers says of malformed content: it raises a bare
+    Exception, or panics with what is not even one. FileNotFoundError stays as it is."""
     try:
-        if path.suffix == ".xz":
-            with lzma.open(path, "rt", encoding="utf-8") as file:
-                return Tokenizer.from_str(file.read())
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        yield
     except FileNotFoundError:
         raise
-    except Exception as error:  # tokenizers raises a bare Exception for malformed content
-        raise ValueError(f"tokenizer must be a tokenizer.json, plain or .xz, got {path}: {error}") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{message}: {str(error)[:400]}") from error
 
 
 def load_compressed_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """The transformers tokenizer of a directory with tokenizer.json.xz and tokenizer_config.json."""
-    settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for key in ("tokenizer_class", "backend"):
-        settings.pop(key, None)
-    return PreTrainedTokenizerFast(tokenizer_object=read_tokenizer(directory / "tokenizer.json.xz"), **settings)
+    """The transformers tokenizer of a directory with tokenizer.json.xz and tokenizer_config.json.
+
+    Raises FileNotFoundError, or ValueError for a file that cannot be read or a setting that is none.
+    """
+    config = read_json(directory / "tokenizer_config.json")
+    settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS and not key.endswith("_file")}
+    tokenizer = read_tokenizer(directory / "tokenizer.json.xz")
+    with tokenizer_errors(f"tokenizer_config.json must hold settings of transformers, got {directory}"):
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -38,3 +60,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     messages = [{"role": "user", "content": text}]
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+def _expand(content: bytes) -> bytes:
+    """Of one xz stream, at most `MAX_EXPANSION` times as much."""
+    limit = min(MAX_TOKENIZER_BYTES, MAX_EXPANSION * len(content))
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+    expanded = decompressor.decompress(content, max_length=limit)
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError(f"it must be one xz stream that expands to at most {limit} bytes")
+    return expanded

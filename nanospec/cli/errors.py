@@ -20,5 +20,10 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         if debug:
             raise
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
         raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+def printable(text: str) -> str:
+    """What a file says, for a terminal: control characters, which could move its cursor, become question marks."""
+    return "".join(character if character.isprintable() else "?" for character in text)

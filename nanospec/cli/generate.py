@@ -26,6 +26,7 @@ from nanospec.cli.options import (
     load_decoder,
 )
 from nanospec.cli.progress import busy
+from nanospec.cli.prompts import read_text
 
 if TYPE_CHECKING:
     from nanospec.result import GenerationResult
@@ -135,7 +136,7 @@ def figures_line(stats: GenerationStats) -> str:
 def _prompt_text(prompt: str | None, prompt_file: Path | None) -> str:
     if (prompt is None) == (prompt_file is None):
         raise ValueError(f"give either PROMPT or --prompt-file, got {'neither' if prompt is None else 'both'}")
-    text = prompt if prompt_file is None else prompt_file.read_text(encoding="utf-8-sig")
+    text = prompt if prompt_file is None else read_text(prompt_file)
     if not text or not text.strip():
         raise ValueError(f"{'PROMPT' if prompt_file is None else prompt_file} must hold text, got {text!r}")
     return text

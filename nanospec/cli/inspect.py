@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nanospec.cli.errors import EXIT_BAD_INPUT, one_line_errors
+from nanospec.cli.errors import EXIT_BAD_INPUT, one_line_errors, printable
 from nanospec.cli.options import DebugOption, JsonOption
 from nanospec.cli.progress import busy
 
@@ -51,11 +51,11 @@ def _print_description(description: CheckpointDescription, target: str | None) -
     table = Table.grid(padding=(0, 2))
     for name, value in asdict(description).items():
         if name not in NOT_A_ROW and value not in (None, []):
-            table.add_row(name.replace("_", " ").replace("num ", ""), Text(_cell(value)))
+            table.add_row(name.replace("_", " ").replace("num ", ""), Text(printable(_cell(value))))
     if target is not None and not description.problems:
         table.add_row("target", Text(f"fits {target}"))
     for problem in description.problems:
-        table.add_row("problem", Text(problem))
+        table.add_row("problem", Text(printable(" ".join(problem.split()))))
     console.print(table)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from nanospec.untrusted_files import parse_json, read_stream
+
+MAX_PROMPT_BYTES = 2**26  # of a file: a hundred prompts of 100,000 tokens each take half
 
 
 class Prompt(NamedTuple):
@@ -27,11 +32,9 @@ def read_prompts(path: Path | None, limit: int | None = None) -> list[Prompt]:
         raise ValueError(f"limit must be at least 1, got {limit}")
     source = files("nanospec") / "demo" / "prompts.jsonl" if path is None else path
     try:
-        lines = source.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also split inside a string
+        lines = read_text(source).split("\n")  # splitlines would also split inside a string
     except FileNotFoundError:
         raise FileNotFoundError(f"prompts must be a file of JSON lines, but {source} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source.name} must be UTF-8 text: {error}") from None
     place = "built-in prompt" if path is None else f"{source.name}, line"
     prompts = list(islice(_parse(lines, place), limit))
     if not prompts:
@@ -39,14 +42,27 @@ def read_prompts(path: Path | None, limit: int | None = None) -> list[Prompt]:
     return prompts
 
 
+def read_text(path: Path | Traversable) -> str:
+    """The text of a prompt file or a pipe, without a byte order mark.
+
+    Raises ValueError for more than `MAX_PROMPT_BYTES`, for what is no UTF-8 and for NUL, which no text holds; OSError
+    for what cannot be opened.
+    """
+    with path.open("rb") as file:
+        content = read_stream(file, MAX_PROMPT_BYTES, path.name)
+    if b"\0" in content:
+        raise ValueError(f"{path.name} must be UTF-8 text, got a NUL byte at position {content.index(0)}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} must be UTF-8 text: {error}") from None
+
+
 def _parse(lines: Iterable[str], place: str) -> Iterator[Prompt]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place} {number}: must be a JSON object, got {line[:60]!r} ({error.msg})") from None
+        record = parse_json(line, f"{place} {number}:")
         yield Prompt(text_of(record, f"{place} {number}"), f"{place} {number}")
 
 
@@ -60,7 +76,7 @@ def text_of(record: Any, place: str) -> str:
         turns = record["turns"]
         field, prompt = "the first of turns", turns[0] if isinstance(turns, list) and turns else turns
     else:
-        raise ValueError(f"{place}: must have `prompt` or `turns`, got the keys {sorted(record)}")
+        raise ValueError(f"{place}: must have `prompt` or `turns`, got the keys {sorted(record)[:8]}")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"{place}: {field} must be a non-empty string, got {prompt!r}")
+        raise ValueError(f"{place}: {field} must be a non-empty string, got {reprlib.repr(prompt)}")
     return prompt

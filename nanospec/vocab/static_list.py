@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import pickle
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanospec.all_or_nothing import new_file
+from nanospec.torch_archive import load_torch_archive
+from nanospec.untrusted_files import read_bytes, read_json_file
 
 TENSOR_NAME = "token_ids"
 WRITTEN = (".safetensors", ".pt")
+MAX_IDS = 2**22  # repetitions included
+MAX_LIST_BYTES = 2**25  # of a text
 log = logging.getLogger(__name__)
 
 
@@ -37,10 +40,10 @@ def check_token_ids(ids: Sequence[object], vocab_size: int | None, source: str) 
 def _check_range(ids: Sequence[object], vocab_size: int | None, source: str) -> None:
     for pos, token_id in enumerate(ids):
         if isinstance(token_id, bool) or not isinstance(token_id, int):
-            raise TypeError(f"{source}: token ids must be integers, got {token_id!r} at index {pos}")
+            raise TypeError(f"{source}: token ids must be integers, got {reprlib.repr(token_id)} at index {pos}")
         if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
             bound = "at least 0" if vocab_size is None else f"between 0 and {vocab_size - 1}"
-            raise ValueError(f"{source}: token ids must be {bound}, got {token_id} at index {pos}")
+            raise ValueError(f"{source}: token ids must be {bound}, got {reprlib.repr(token_id)} at index {pos}")
 
 
 def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
@@ -50,7 +53,7 @@ def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
         .txt          one id per line
         .pt           a tensor or a list of integers (FR-Spec, token maps of SGLang), or counts: a dictionary from ids
                       to how often they occurred (token_freq.pt of speculators), or a tensor of one count per id. Ids
-                      that never occurred are left out then; ties to the smaller id. Read with weights_only=True
+                      that never occurred are left out then; ties to the smaller id. No code in it is run
 
     An id that comes again is dropped where it does, and how many were is logged: files of FR-Spec hold some twice. A
     tensor of `vocab_size` integers is a list if it holds every id once, else counts.
@@ -61,6 +64,8 @@ def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"static list not found: {path}")
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise ValueError(f"static list must be a regular file, got {path}")
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise ValueError(f"static list must end in {', '.join(_READERS)}, got {path}")
@@ -73,6 +78,8 @@ def read_static_list(path: str | Path, vocab_size: int) -> Tensor:
     if isinstance(ids, Tensor):
         if ids.dim() != 1:
             raise ValueError(f"{path}: token ids must be 1-D, got shape {tuple(ids.shape)}")
+        if ids.shape[0] > MAX_IDS:
+            raise ValueError(f"{path}: must hold at most {MAX_IDS} token ids, got {ids.shape[0]}")
         ids = ids.tolist()
     if not isinstance(ids, list):
         raise TypeError(f"{path}: must hold a list of token ids, got {type(ids).__name__}")
@@ -123,7 +130,9 @@ def _ids_by_count(content: object, vocab_size: int, path: Path) -> object:
         return content
     for token_id, count in zip(ids, counts, strict=True):
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise ValueError(f"{path}: counts must be integers of at least 0, got {count!r} for id {token_id}")
+            raise ValueError(
+                f"{path}: counts must be integers of at least 0, got {reprlib.repr(count)} for id {token_id}"
+            )
     seen = [(-count, token_id) for token_id, count in zip(ids, counts, strict=True) if count]
     return [token_id for _, token_id in sorted(seen)]
 
@@ -139,26 +148,26 @@ def _read_safetensors(path: Path) -> Tensor:
     with safetensors.safe_open(path, framework="pt") as file:
         names = list(file.keys())
         if TENSOR_NAME not in names:
-            raise ValueError(f"it must hold a tensor {TENSOR_NAME!r}, got {names}")
+            raise ValueError(f"it must hold a tensor {TENSOR_NAME!r}, got {names[:8]}")
         return file.get_tensor(TENSOR_NAME)
 
 
 def _read_text(path: Path) -> list[object]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_bytes(path, MAX_LIST_BYTES).decode("utf-8").splitlines()
     return [_integer_or_text(line.strip()) for line in lines if line.strip()]
 
 
 def _integer_or_text(text: str) -> object:
     """A line that is no integer stays text, so that the check names it together with its index."""
-    return int(text) if text.removeprefix("-").isdecimal() else text
+    return int(text) if text.isascii() and text.removeprefix("-").isdecimal() else text
 
 
 def _read_json(path: Path) -> object:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json_file(path, MAX_LIST_BYTES)
 
 
 def _read_torch(path: Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_torch_archive(path)
 
 
 _READERS: dict[str, Callable[[Path], object]] = {
@@ -167,5 +176,5 @@ _READERS: dict[str, Callable[[Path], object]] = {
     ".txt": _read_text,
     ".pt": _read_torch,
 }
-# What the four readers raise for a file that is damaged or cannot be opened; JSON and UTF-8 errors are ValueErrors.
-_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError)
+# What the four readers raise for a file that is damaged, cannot be opened or claims what no tensor can be.
+_UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, ArithmeticError, MemoryError, safetensors.SafetensorError)

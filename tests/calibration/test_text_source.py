@@ -99,8 +99,10 @@ def test_bytes_read_reach_the_size_of_the_file(tmp_path: Path) -> None:
         ),
         ("a.jsonl", b'{"response": 3}', {}, "line 1: field 'response' must be a string or a list of strings, got 3"),
         ("a.jsonl", b'{"response": ["x", null]}', {}, "line 1: field 'response' must be .*, got None"),
+        ("a.jsonl", b'{"response": "a", "response": "b"}', {}, "line 1: must be JSON, whose keys are distinct"),
+        ("a.jsonl", b"[" * 2000, {}, "line 1: must be JSON that is not nested so deeply"),
         ("a.jsonl", b"[1]", {}, "line 1: must be a JSON object, got list"),
-        ("a.jsonl", b'{"response":', {}, "line 1: must be a JSON object, got b'"),
+        ("a.jsonl", b'{"response":', {}, "line 1: must be JSON, got '"),
         ("a.txt", b"\xff", {}, "a.txt must be UTF-8 text"),
         ("a.txt", "\u20ac".encode()[:2], {}, "a.txt must be UTF-8 text"),
         (
@@ -131,3 +133,13 @@ def test_a_compressed_file_that_is_damaged_or_cut_off_is_named(tmp_path: Path, s
 def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="corpus must be a file or '-', got .*none.txt"):
         TextSource(str(tmp_path / "none.txt"))
+
+
+def test_a_line_of_json_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("nanospec.calibration.text_source.MAX_RECORD", 99)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"response": "a"}\n' + b" " * 100))
+    with (
+        TextSource(str(tmp_path / "a.jsonl.gz")) as source,
+        pytest.raises(ValueError, match="line 2: must have at most"),
+    ):
+        list(source.texts())

@@ -70,7 +70,7 @@ def test_two_tensors_of_one_name_are_refused() -> None:
 
 
 def test_layers_and_heads_are_counted_from_tensors() -> None:
-    assert count_layers(meta("layers.0.a", "layers.2.a", "fc.weight")) == 3
+    assert count_layers(meta("layers.0.a", "layers.0.b", "layers.2.a", "fc.weight")) == 2
     assert count_layers(meta("fc.weight")) == 0
     assert count_medusa_heads(meta(*(f"{head}.{part}.weight" for head in range(5) for part in (0, 1)))) == 5
     assert count_medusa_heads(meta("blocks.0.layers.0.weight", "lm_heads.0.weight", "lm_heads.1.weight")) == 2

@@ -111,8 +111,15 @@ def test_a_missing_weight_is_named(tmp_path: Path) -> None:
         load_target(tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "wrong shape", "no weights"])
-def test_an_unreadable_checkpoint_is_a_value_error(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("truncated", "model.safetensors must be a readable weight file"),
+        ("wrong shape", "target must be a causal language model of transformers, got"),
+        ("no weights", "checkpoint must hold one of model.safetensors"),
+    ],
+)
+def test_an_unreadable_checkpoint_is_refused(tmp_path: Path, damage: str, message: str) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     if damage == "truncated":
@@ -121,7 +128,7 @@ def test_an_unreadable_checkpoint_is_a_value_error(tmp_path: Path, damage: str) 
         weights.unlink()
     else:
         config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 20}))
-    with pytest.raises(ValueError, match="target must be a causal language model of transformers, got"):
+    with pytest.raises(FileNotFoundError if damage == "no weights" else ValueError, match=message):
         load_target(tmp_path, device="cpu")
 
 

@@ -7,12 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from nanospec.checkpoints.describe import CheckpointDescription
 from nanospec.cli.main import app
-from tests.checkpoints.eagle3_files import HIDDEN, VOCAB, official, write_draft
+from tests.checkpoints.eagle3_files import CONFIG, HIDDEN, VOCAB, official, write_draft
 from tests.checkpoints.test_mtp import written
 
 
@@ -70,6 +71,14 @@ def test_modules_inside_a_target_are_counted_and_checked(tmp_path: Path) -> None
     assert result.exit_code == 0
     assert "native MTP" in result.stdout
     assert f"fits {directory}" in " ".join(result.stdout.split())
+
+
+def test_what_a_file_says_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    config = {**CONFIG, "architectures": ["\x1b[2Jcleared"]}
+    directory = write_draft(tmp_path / "draft", {**official(), "\x1b]0;title\x07": torch.zeros(1)}, config)
+    result = run(str(directory))
+    assert "?[2Jcleared" in result.stdout
+    assert "\x1b" not in result.stdout + run(str(directory), "--target", str(directory)).stderr
 
 
 def test_what_is_not_there_is_one_line_on_stderr(tmp_path: Path) -> None:

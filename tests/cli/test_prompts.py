@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import pytest
 
-from nanospec.cli.prompts import read_prompts
+from nanospec.cli.prompts import MAX_PROMPT_BYTES, read_prompts
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def test_a_line_separator_inside_a_string_does_not_end_the_line(write):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 3: must be a JSON object"),
+        ("{", "line 3: must be JSON, got '{'"),
         ("[1]", "line 3: must be a JSON object, got list"),
         ('{"question": "a"}', r"line 3: must have `prompt` or `turns`, got the keys \['question'\]"),
         ('{"prompt": ""}', "line 3: prompt must be a non-empty string, got ''"),
@@ -66,6 +70,37 @@ def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path):
     path.write_bytes('{"prompt": "café"}'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin.jsonl must be UTF-8 text"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "prompt": "b"}', "line 1: must be JSON, whose keys are distinct, got 'prompt' twice"),
+        ("[" * 100_000, "line 1: must be JSON that is not nested so deeply"),
+        ('{"prompt": "\\ud800"}', "line 1: must hold whole characters"),
+        ('{"prompt": ["' + "a" * 10**6 + '"]}', "line 1: prompt must be a non-empty string, got"),
+        ('{"' + '": 0, "'.join(f"key {n}" for n in range(10**4)) + '": 0}', "must have `prompt` or `turns`"),
+        ('{"prompt": "a"}\0', "prompts.jsonl must be UTF-8 text, got a NUL byte at position 15"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_line_made_to_harm_is_refused_in_a_few_words(write, line, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        read_prompts(write(line))
+    assert len(str(raised.value)) < 300
+
+
+def test_prompts_may_come_from_a_pipe(tmp_path):
+    reader, writer = os.pipe()
+    os.write(writer, b'{"prompt": "a"}\n')
+    os.close(writer)
+    assert read_prompts(Path(f"/dev/fd/{reader}"))[0].text == "a"
+    os.close(reader)
+
+
+def test_a_file_without_end_is_refused():
+    with pytest.raises(ValueError, match=f"zero must hold at most {MAX_PROMPT_BYTES} bytes, got more"):
+        read_prompts(Path("/dev/zero"))
 
 
 def test_a_missing_file_is_file_not_found(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,43 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
 
 def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
     torch.save(Path("x"), tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="list.pt: cannot be read"):
+        read_static_list(tmp_path / "list.pt", VOCAB_SIZE)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.safetensors")
+    with pytest.raises(ValueError, match="static list must be a regular file, got .*list.safetensors"):
+        read_static_list(tmp_path / "list.safetensors", VOCAB_SIZE)
+
+
+def test_lists_within_lists_are_refused_in_a_few_words(tmp_path: Path) -> None:
+    nested: list = [1]
+    for _ in range(40):  # written out, 2^40 numbers
+        nested = [nested, nested]
+    torch.save(nested, tmp_path / "list.pt")
+    with pytest.raises(TypeError, match="token ids must be integers, got") as raised:
+        read_static_list(tmp_path / "list.pt", VOCAB_SIZE)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1, dtype=torch.int64).expand(10**10), tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list.pt: cannot be read .* a tensor of shape \(10000000000,\)"):
+        read_static_list(tmp_path / "list.pt", VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("line", ["٣", "1_0", "--1", "+1"])
+def test_a_line_is_an_id_in_plain_digits(tmp_path: Path, line: str) -> None:
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    with pytest.raises(TypeError, match="token ids must be integers, got"):
+        read_static_list(tmp_path / "list.txt", VOCAB_SIZE)
+
+
+def test_a_damaged_pickle_is_a_value_error(tmp_path: Path) -> None:
+    torch.save(IDS, tmp_path / "list.pt")
+    whole = (tmp_path / "list.pt").read_bytes()
+    (tmp_path / "list.pt").write_bytes(whole.replace(b"]q\x00", b"jq\x00"))
     with pytest.raises(ValueError, match="list.pt: cannot be read"):
         read_static_list(tmp_path / "list.pt", VOCAB_SIZE)
 
