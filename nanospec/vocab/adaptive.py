@@ -54,7 +54,7 @@ class AdaptiveVocab(nn.Module):
         ranked_ids = ranked_ids[:most_ids].to(tracker.count.device, torch.int64)
         if ranked_ids.shape[0] == 0:
             raise ValueError(f"ranked_ids must hold an id that a capacity of {tracker.capacity} has room for, got none")
-        self.policy, self.block_ids, self.capacity = policy, block_ids, tracker.capacity
+        self.policy, self.block_ids, self.capacity = policy, min(block_ids, ranked_ids.shape[0]), tracker.capacity
         self._given_cost, self._row_cost = row_cost, row_cost or 0.0
         vocab_size = policy.vocab_size if isinstance(policy, ReducedVocab) else tracker.vocab_size
         is_ranked = torch.zeros(vocab_size, dtype=torch.bool, device=ranked_ids.device)
