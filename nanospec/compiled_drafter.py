@@ -15,6 +15,7 @@ from nanospec.ops.gathered_linear import shared_gathered_linear
 from nanospec.records import DraftTree, DraftVocab
 from nanospec.tree_drafter import Children, best_children, grow_tree, sharpen
 from nanospec.tree_shape import TreeShape
+from nanospec.vocab.adaptive import policy_below
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.with_prior import PriorVocab
@@ -127,6 +128,5 @@ def refuse_uncompiled(drafter: Drafter, vocab: VocabSelector) -> None:
 
 def _over_head(vocab: VocabSelector) -> VocabSelector:
     """The policy over rows of the draft's head."""
-    while isinstance(vocab, PriorVocab | ReducedVocab):
-        vocab = vocab.policy
-    return vocab
+    vocab = policy_below(vocab)
+    return vocab.policy if isinstance(vocab, ReducedVocab) else vocab

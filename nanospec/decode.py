@@ -42,10 +42,10 @@ from nanospec.text_stream import TextStream
 from nanospec.tree_growers import TreeGrowers, model_of
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
+from nanospec.vocab.adaptive import policy_below
 from nanospec.vocab.none import NoVocab
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.static_list import read_static_list
-from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector, fewest_rows
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
@@ -59,9 +59,9 @@ class SpeculativeDecoder:
 
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE", "hybrid:N" (N frequent ids and in-context),
-                      "routed:FILE" (clusters that a trained router picks), each also with "+prior" (`SuccessorPrior`),
-                      or a `VocabSelector`, over the head that drafts: the drafter's own where it has one. Prompt lookup
-                      alone scores nothing and reads none
+                      "hybrid:auto" (as many of them as pay for their rows), "routed:FILE" (clusters that a trained
+                      router picks), each also with "+prior" (`SuccessorPrior`), or a `VocabSelector`, over the head
+                      that drafts: the drafter's own where it has one. Prompt lookup alone scores nothing and reads none
     tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure, or a
                       StaticTree, whose nodes are fixed by rank
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)
@@ -282,7 +282,7 @@ class SpeculativeDecoder:
 
     def _finish(self, stats: GenerationStats, cutter: OutputCutter) -> None:
         stats.new_tokens = len(cutter.token_ids)
-        vocab = self.vocab.policy if isinstance(self.vocab, PriorVocab) else self.vocab
+        vocab = policy_below(self.vocab)
         if stats.drafter is not None and isinstance(vocab, ReducedVocab):
             stats.observed_ids, stats.unsayable_ids = vocab.count_unsayable()
         self.last_stats = stats

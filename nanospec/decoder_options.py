@@ -12,6 +12,7 @@ from nanospec.static_tree import StaticTree
 from nanospec.target import Target
 from nanospec.target_families import family_of
 from nanospec.tree_shape import TreeShape
+from nanospec.vocab.adaptive import AdaptiveVocab
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.none import NoVocab
@@ -24,7 +25,16 @@ from nanospec.vocab_selector import VocabSelector
 TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
 
 
-OUR_VOCABULARIES = (FullVocab, InContextVocab, NoVocab, PriorVocab, ReducedVocab, RoutedVocab, StaticVocab)
+OUR_VOCABULARIES = (
+    AdaptiveVocab,
+    FullVocab,
+    InContextVocab,
+    NoVocab,
+    PriorVocab,
+    ReducedVocab,
+    RoutedVocab,
+    StaticVocab,
+)
 
 
 def resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: VocabSelector) -> bool:

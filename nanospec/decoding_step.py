@@ -18,13 +18,14 @@ from nanospec.step_outcome import observation_of, pack_outcome, tokens_after_pat
 from nanospec.target import Target
 from nanospec.tree_drafter import TreeGrower
 from nanospec.verifier import verify
+from nanospec.vocab.adaptive import adaptive_part
 from nanospec.vocab_selector import VocabSelector
 
 
 class DecodingStep:
     """The step of one target, drafter, vocabulary, tree shape and way to sample; for one request at a time.
 
-    outcome int64 [4 + L] after every run: see `StepOutcome`. Raises TypeError for a drafter without passes of fixed
+    outcome int64 [5 + L] after every run: see `StepOutcome`. Raises TypeError for a drafter without passes of fixed
     shape.
     """
 
@@ -41,6 +42,7 @@ class DecodingStep:
             raise TypeError(f"drafter must have passes of fixed shape for this, got {type(drafter).__name__}")
         self.target, self.tree_drafter, self.drafter = target, tree_drafter, drafter
         self.vocab, self.num_top, self.sampling = vocab, num_top, sampling
+        self.adaptive = adaptive_part(vocab)
         self.path_length = tree_drafter.shape.depth + 1
         device, vocab_size = target.device, target.vocab_size
         with torch.inference_mode(False):  # ordinary tensors, writable in and outside inference mode
@@ -51,7 +53,7 @@ class DecodingStep:
             self.uniforms = torch.zeros(target.context_window + self.path_length, dtype=torch.float64, device=device)
             is_penalized = sampling.repetition_penalty != 1.0
             self.seen = torch.zeros(1, vocab_size, dtype=torch.bool, device=device) if is_penalized else None
-            self.outcome = torch.zeros(4 + self.path_length, dtype=torch.int64, device=device)
+            self.outcome = torch.zeros(5 + self.path_length, dtype=torch.int64, device=device)
 
     def begin(self, root_id: Tensor, state: Tensor, uniforms: Tensor, seen: Tensor | None) -> None:
         """Take over a request after its prompt: root_id int64 [1, 1] is the token that the prompt pass yielded, state
@@ -87,5 +89,7 @@ class DecodingStep:
         self.num_generated += verdict.num_accepted
         if self.seen is not None:
             self.seen.scatter_(1, following[None], True)
-        self.outcome.copy_(pack_outcome(tree, verdict, following, output.top_values, self.vocab.select().count))
+        num_lacking = None if self.adaptive is None else self.adaptive.num_lacking
+        count = self.vocab.select().count
+        self.outcome.copy_(pack_outcome(tree, verdict, following, output.top_values, count, num_lacking))
         return tree, verdict

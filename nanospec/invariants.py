@@ -12,6 +12,7 @@ import torch
 
 from nanospec.locality_tracker import LocalityTracker
 from nanospec.ops.vocabulary_update import NEVER_LEAVES
+from nanospec.vocab.adaptive import AdaptiveVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.with_prior import PriorVocab
@@ -38,6 +39,8 @@ def _problems(vocab: VocabSelector) -> Iterator[str]:
     if isinstance(vocab, PriorVocab):
         if not vocab.prior.strength.isfinite().all():
             yield "strengths of the prior must be finite"
+        yield from _problems(vocab.policy)
+    elif isinstance(vocab, AdaptiveVocab):
         yield from _problems(vocab.policy)
     elif isinstance(vocab, ReducedVocab):
         chosen = vocab.policy.select(None).draft_ids
@@ -68,6 +71,9 @@ def _tracker_problems(tracker: LocalityTracker) -> Iterator[str]:
         if int((slots >= 0).sum()) != count:
             yield f"{count} ids must have a slot in sequence {sequence}, got {int((slots >= 0).sum())}"
         seen = tracker.slot_seen[sequence, num_pinned:count]
+        num_held = num_pinned + int((seen == NEVER_LEAVES).sum())
+        if num_held != tracker.num_pinned:
+            yield f"{tracker.num_pinned} ids must be pinned in sequence {sequence}, got {num_held}"
         if ((seen > tracker.clock[sequence]) & (seen < NEVER_LEAVES)).any():
             yield f"no id may be seen later than now, {int(tracker.clock[sequence])}, in sequence {sequence}"
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from nanospec.draft_vocabulary import VocabularyViews
+from nanospec.ops.vocabulary_pins import pin_ids, release_ids
 from nanospec.ops.vocabulary_update import NEVER_LEAVES, vocabulary_update
 from nanospec.vocab.static_list import check_token_ids
 
 
 class VocabChange(NamedTuple):
-    """Columns of `draft_ids` that an observation replaced; m = min(n, K).
+    """Columns of `draft_ids` that a change of n ids replaced; m = min(n, K).
 
     slots int64 [B, m]  the column, or K where nothing changed (a buffer with K + 1 rows takes every write)
     ids   int64 [B, m]  what it holds now; 0 where nothing changed
@@ -42,6 +43,7 @@ class LocalityTracker(nn.Module):
     token_seen: Tensor
     count: Tensor
     clock: Tensor
+    began: Tensor
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class LocalityTracker(nn.Module):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.vocab_size, self.capacity, self.batch_size = vocab_size, capacity, batch_size
         pinned = _check_pinned(pinned_ids, vocab_size, capacity)
-        num_pinned = pinned.shape[0]
+        num_pinned = self.num_pinned = pinned.shape[0]
 
         # A row without history: pinned ids, then unused slots, to be taken in order, which repeat the id of slot 0.
         fresh_token = torch.zeros(capacity + 1, dtype=torch.int64)
@@ -79,6 +81,7 @@ class LocalityTracker(nn.Module):
             "token_seen": token_seen,
             "count": torch.zeros(batch_size, dtype=torch.int32),
             "clock": torch.zeros(batch_size, dtype=torch.int64),
+            "began": torch.zeros(batch_size, dtype=torch.int64),
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer.to(device), persistent=False)
@@ -98,24 +101,66 @@ class LocalityTracker(nn.Module):
             raise TypeError(f"ids must be integers, got {ids.dtype}")
         if ids.dim() != 2 or ids.shape[0] != self.batch_size:
             raise ValueError(f"ids must be [{self.batch_size}, n], got shape {tuple(ids.shape)}")
-        change = vocabulary_update(
-            ids.long(), self.slot_token, self.slot_seen, self.token_slot, self.token_seen, self.count, self.clock
-        )
-        return VocabChange(*change)
+        return VocabChange(*vocabulary_update(ids.long(), *self._held(), self.count, self.clock))
 
-    def reset(self, rows: Tensor | None = None) -> None:
+    def pin(self, ids: Tensor) -> VocabChange:
+        """Ids that stay in all sequences, seen or not, until they are released or a reset: int64 [P], not pinned yet.
+
+        Raises ValueError if there would be more pinned ids than slots. Nothing else is checked: that would wait.
+        """
+        if self.num_pinned + ids.shape[0] > self.capacity:
+            raise ValueError(
+                f"ids must be at most {self.capacity - self.num_pinned}, as {self.num_pinned} of {self.capacity} slots "
+                f"are pinned, got {ids.shape[0]}"
+            )
+        self.num_pinned += ids.shape[0]
+        return VocabChange(*pin_ids(self._in_all(ids), *self._held(), self.count, self.clock))
+
+    def release(self, ids: Tensor) -> VocabChange:
+        """Undo `pin` for ids int64 [P]: those seen since the reset stay as long as others like them, the rest leaves.
+
+        Raises ValueError for more ids than were pinned.
+        """
+        num_releasable = self.num_pinned - self.pinned_ids.shape[0]
+        if ids.shape[0] > num_releasable:
+            raise ValueError(f"ids must be at most {num_releasable}, which were pinned, got {ids.shape[0]}")
+        self.num_pinned -= ids.shape[0]
+        return VocabChange(*release_ids(self._in_all(ids), self.began, *self._held(), self.count))
+
+    def was_seen(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, ..] inside the vocabulary -> bool, whether each was observed since the reset."""
+        return self.token_seen.gather(1, ids.flatten(1)).view_as(ids) >= self.began.view(-1, *[1] * (ids.dim() - 1))
+
+    def newest(self, num_ids: int) -> Tensor:
+        """int64 [B, min(num_ids, K)]: the ids seen last that are not pinned, oldest first; -1: none left."""
+        seen = self.slot_seen[:, : self.capacity]
+        age = seen.masked_fill(seen == NEVER_LEAVES, -1).topk(min(num_ids, self.capacity))
+        ids = self.draft_ids.gather(1, age.indices).masked_fill(age.values < 0, -1)
+        return ids.flip(1)
+
+    def reset(self, rows: Tensor | None = None, num_kept: int = 0) -> VocabChange:
         """Forget everything but the pinned ids, in all sequences or in `rows`: bool [B], or integer positions [m].
 
-        Raises ValueError for a mask of another shape, TypeError for a dtype that is neither.
+        Ids that `pin` has pinned go, too. The `num_kept` ids seen last stay, as the oldest, and do not count as seen.
+
+        Raises ValueError for a mask of another shape, TypeError for a dtype that is neither, NotImplementedError for
+        single rows while `pin` has pinned ids in all.
         """
         chosen = self._row_mask(rows)[:, None]
         num_pinned = self.pinned_ids.shape[0]
+        if rows is not None and self.num_pinned != num_pinned:
+            raise NotImplementedError("rows must be None while ids are pinned, which are pinned in all sequences")
+        kept = self.newest(num_kept).masked_fill(~chosen, -1)
         # The clock runs on, so token_seen of the past stays in the past.
         torch.where(chosen, self.fresh_token, self.slot_token, out=self.slot_token)
         torch.where(chosen, self.fresh_seen, self.slot_seen, out=self.slot_seen)
         self.token_slot.masked_fill_(chosen, -1)
         self.token_slot[:, self.pinned_ids] = torch.arange(num_pinned, dtype=torch.int32, device=chosen.device)
         self.count.masked_fill_(chosen[:, 0], num_pinned)
+        self.num_pinned = num_pinned
+        change = self.observe(kept)
+        torch.where(chosen[:, 0], self.clock, self.began, out=self.began)
+        return change
 
     def vocabulary_views(self) -> VocabularyViews:
         """Its buffers for the compile backend, which reads the rows from the head's weight.
@@ -125,6 +170,12 @@ class LocalityTracker(nn.Module):
         if self.batch_size != 1:
             raise ValueError(f"batch_size must be 1 for a compiled graph, got {self.batch_size}")
         return VocabularyViews(self.vocab_size, self.draft_ids[0], self.count, pack=lambda weight: None)
+
+    def _held(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.slot_token, self.slot_seen, self.token_slot, self.token_seen
+
+    def _in_all(self, ids: Tensor) -> Tensor:
+        return ids[None].expand(self.batch_size, -1)
 
     def _row_mask(self, rows: Tensor | None) -> Tensor:
         if rows is None:

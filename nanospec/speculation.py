@@ -17,6 +17,7 @@ from nanospec.headless import HeadlessProbe
 from nanospec.invariants import check_vocabulary, checks_enabled
 from nanospec.records import DraftTree, Observation, Verdict
 from nanospec.request import Request
+from nanospec.row_cost import row_cost
 from nanospec.sampling import uniforms
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.step_graphs import FixedSteps, bucketed_width
@@ -25,6 +26,7 @@ from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
 from nanospec.tree_drafter import TreeGrower, cache_rows_needed
 from nanospec.verifier import verify
+from nanospec.vocab.adaptive import adaptive_part
 from nanospec.vocab_selector import VocabSelector
 
 # Which loop used a drafter last: its memory is that loop's.
@@ -49,7 +51,7 @@ class SpeculativeLoop:
         clock: StageClock,
     ) -> None:
         self.target, self.tree_drafter, self.vocab = target, tree_drafter, vocab
-        self.drafter = tree_drafter.drafter
+        self.drafter, self.adaptive = tree_drafter.drafter, adaptive_part(vocab)
         self.request, self.stats, self.clock = request, stats, clock
         self.probe: HeadlessProbe | None = None
         self.fixed_steps: FixedSteps | None = None
@@ -89,7 +91,9 @@ class SpeculativeLoop:
                 if self.vocab.observes:
                     self.vocab.learn(observation_of(tree, verdict, output.top_ids, following))
             with self.clock.stage("other"):
-                packed = pack_outcome(tree, verdict, following, output.top_values, self.vocab.select().count)
+                num_lacking = None if self.adaptive is None else self.adaptive.num_lacking
+                count = self.vocab.select().count
+                packed = pack_outcome(tree, verdict, following, output.top_values, count, num_lacking)
                 outcome = StepOutcome.from_list(packed.tolist())  # the one transfer to the host
                 num_accepted = self._count(outcome)
                 self.target.cache.compact(verdict.accepted_pos[0], num_accepted)
@@ -142,6 +146,8 @@ class SpeculativeLoop:
             self.drafter.reset(capacity)
             for part in _parts_of(self.drafter):
                 _last_users[part] = self.marker
+            if self.adaptive is not None:
+                self.adaptive.price_rows(row_cost(target, self.drafter, self.tree_drafter.shape))
             self.vocab.reset()
             prefill = target.prefill(input_ids, self.num_top if self.vocab.observes else 0)
             if request.sampling.repetition_penalty != 1.0:
@@ -207,6 +213,9 @@ class SpeculativeLoop:
         self.stats.step_tokens += outcome.num_accepted
         self.stats.active_rows += self.num_active
         self.num_active = outcome.num_active
+        if self.adaptive is not None:
+            num_added = self.adaptive.adapt(outcome.num_lacking, outcome.num_accepted)
+            self.num_active = min(self.num_active + num_added, self.adaptive.capacity)
         self.num_generated += outcome.num_accepted
         return outcome.num_accepted
 

@@ -12,33 +12,44 @@ from nanospec.records import DraftTree, Observation, Verdict
 
 class StepOutcome(NamedTuple):
     """num_accepted nodes (the root included), active rows of the vocabulary afterwards, the first accepted node with
-    non-finite target logits or -1, how many nodes were drafted, and the new token ids, the bonus token last."""
+    non-finite target logits or -1, how many nodes were drafted, how many new tokens the context of an adaptive
+    vocabulary lacked, and the new token ids, the bonus token last."""
 
     num_accepted: int
     num_active: int
     bad_node: int
     num_drafted: int
+    num_lacking: int
     token_ids: list[int]
 
     @classmethod
     def from_list(cls, packed: list[int]) -> StepOutcome:
         """From the numbers of `pack_outcome`."""
-        num_accepted, num_active, bad_node, num_drafted, *token_ids = packed
-        return cls(num_accepted, num_active, bad_node, num_drafted, token_ids[:num_accepted])
+        num_accepted, num_active, bad_node, num_drafted, num_lacking, *token_ids = packed
+        return cls(num_accepted, num_active, bad_node, num_drafted, num_lacking, token_ids[:num_accepted])
 
 
-def pack_outcome(tree: DraftTree, verdict: Verdict, following: Tensor, top_values: Tensor, count: Tensor) -> Tensor:
-    """int64 [4 + L] on the device, for `StepOutcome.from_list`.
+def pack_outcome(
+    tree: DraftTree,
+    verdict: Verdict,
+    following: Tensor,
+    top_values: Tensor,
+    count: Tensor,
+    num_lacking: Tensor | None = None,
+) -> Tensor:
+    """int64 [5 + L] on the device, for `StepOutcome.from_list`.
 
     following int64 [L]  as of `tokens_after_path`; top_values [1, T, k]  the target's best logits at every node;
-    count [B or 1]       active columns of the vocabulary
+    count [B or 1]       active columns of the vocabulary; num_lacking int64 [1], None for 0: see `AdaptiveVocab`
 
     Non-finite logits show in the largest one; what the target thinks of rejected nodes is nobody's business.
     """
     is_bad = ~top_values[0, verdict.accepted_pos[0], 0].isfinite()
     first_bad = torch.where(is_bad.any(), is_bad.int().argmax(), -1)
     num_drafted = (tree.token_ids[0, 1:] >= 0).sum()
-    return torch.cat((verdict.num_accepted, torch.stack((count.max().long(), first_bad, num_drafted)), following))
+    num_lacking = torch.zeros_like(verdict.num_accepted) if num_lacking is None else num_lacking
+    numbers = torch.stack((count.max().long(), first_bad, num_drafted))
+    return torch.cat((verdict.num_accepted, numbers, num_lacking, following))
 
 
 def tokens_after_path(tree: DraftTree, verdict: Verdict) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from nanospec.checkpoints.draft_ids import read_id_list
 from nanospec.records import DraftVocab, Observation
 from nanospec.successor_prior import SuccessorPrior
+from nanospec.vocab.adaptive import AdaptiveVocab, policy_below
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab, head_positions
@@ -21,8 +22,8 @@ from nanospec.vocab.with_prior import PriorVocab
 
 CHOICES = (
     "'full', 'in-context' ('context-only' and 'extension-only' are its halves), 'static:N' (the N most frequent ids), "
-    "'static:FILE', 'hybrid:N' (these N and in-context), 'routed:FILE' (by a trained router) or 'routed:FILE:N' "
-    "(N rows per level, or N,N,..), each also with '+prior'"
+    "'static:FILE', 'hybrid:N' (these N and in-context), 'hybrid:auto' (as many of them as pay for their rows), "
+    "'routed:FILE' (by a trained router) or 'routed:FILE:N' (N rows per level, or N,N,..), each also with '+prior'"
 )
 # NanoSpec's two sources, and each of them alone.
 IN_CONTEXT: dict[str, tuple[CandidateSource, ...]] = {
@@ -31,6 +32,7 @@ IN_CONTEXT: dict[str, tuple[CandidateSource, ...]] = {
     "extension-only": (TargetSuggestions(),),
 }
 PRIOR_SUFFIX = "+prior"
+ADAPTIVE = "hybrid:auto"
 
 
 @runtime_checkable
@@ -66,7 +68,7 @@ def build_vocab_selector(
 
     capacity      most ids of an in-context vocabulary, at most V
     packed        keep its rows contiguous; None: on a CPU
-    frequent_ids  [M], most frequent first, the list behind 'static:N' and 'hybrid:N'
+    frequent_ids  [M], most frequent first, the list behind 'static:N', 'hybrid:N' and 'hybrid:auto'
 
     Raises ValueError for an unknown name, 'static:N' without a list of at least N ids, or a policy that keeps rows of
     another head; TypeError for a spec that is neither; what `read_id_list` raises for 'static:FILE', and what
@@ -91,6 +93,9 @@ def build_vocab_selector(
         return policy
     if kind == "static" and argument:
         return StaticVocab(head_weight, _listed_ids(spec, vocab_size, frequent_ids))
+    if spec == ADAPTIVE:
+        ranked_ids = _listed_ids(spec, vocab_size, frequent_ids)
+        return AdaptiveVocab(InContextVocab(head_weight, capacity, packed=is_packed), ranked_ids)
     if kind == "hybrid" and argument:
         pinned_ids = _listed_ids(spec, vocab_size, frequent_ids)
         return InContextVocab(head_weight, capacity, packed=is_packed, pinned_ids=pinned_ids)
@@ -117,7 +122,7 @@ def _routed(argument: str, head_weight: Tensor, packed: bool) -> RoutedVocab:
 
 def _check_head(policy: VocabSelector, head_weight: Tensor) -> None:
     """ValueError for a policy that keeps rows of another head than the one that drafts."""
-    policy = policy.policy if isinstance(policy, PriorVocab) else policy
+    policy = policy_below(policy)
     weight = getattr(policy, "head_weight", policy.rows[0] if isinstance(policy, FullVocab) else None)
     if weight is not None and not is_same_head(weight, head_weight):
         raise ValueError(
@@ -133,15 +138,15 @@ def build_reduced_vocab(
     vocab_size: int,
     capacity: int = 3072,
     frequent_ids: Tensor | None = None,
-) -> ReducedVocab | PriorVocab:
+) -> ReducedVocab | AdaptiveVocab | PriorVocab:
     """The policy that `spec` names for a draft whose head_weight [D, H] scores `target_ids` [D] of `vocab_size` ids.
 
     Lists of ids are lists of the target's; those that the draft cannot say are left out and counted. Raises as
     `build_vocab_selector`, and ValueError for a list of which nothing remains or a policy over the target's head.
     """
-    if isinstance(spec, ReducedVocab) or (isinstance(spec, PriorVocab) and isinstance(spec.policy, ReducedVocab)):
-        return spec
     if not isinstance(spec, str):
+        if isinstance(spec, ReducedVocab | AdaptiveVocab | PriorVocab) and isinstance(policy_below(spec), ReducedVocab):
+            return spec
         raise ValueError(
             f"vocab must be {CHOICES}, or a ReducedVocab, for a draft that scores {target_ids.shape[0]} of "
             f"{vocab_size} ids, got {type(spec).__name__}"
@@ -162,6 +167,9 @@ def build_reduced_vocab(
     if kind == "static":
         return ReducedVocab(StaticVocab(head_weight, kept), target_ids, vocab_size, listed)
     is_packed = head_weight.device.type == "cpu"
+    if spec == ADAPTIVE:
+        in_context = InContextVocab(head_weight, capacity, packed=is_packed)
+        return AdaptiveVocab(ReducedVocab(in_context, target_ids, vocab_size), ids[positions >= 0])
     hybrid = InContextVocab(head_weight, capacity, packed=is_packed, pinned_ids=kept)
     return ReducedVocab(hybrid, target_ids, vocab_size, listed)
 
@@ -169,13 +177,15 @@ def build_reduced_vocab(
 def _listed_ids(spec: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:
     """The list that 'static:' or 'hybrid:' names: a file, a draft of few ids, or the first N of `frequent_ids`."""
     _, _, argument = spec.partition(":")
-    if not argument.removeprefix("-").isdecimal():
+    if spec != ADAPTIVE and not argument.removeprefix("-").isdecimal():
         return read_id_list(argument, vocab_size)
+    if frequent_ids is None:
+        raise ValueError(f"vocab {spec!r} needs a list of frequent ids and none came with the draft: name a file")
+    if spec == ADAPTIVE:
+        return frequent_ids
     num_ids = int(argument)
     if num_ids < 1:
         raise ValueError(f"vocab {spec!r} must ask for at least 1 id, got {num_ids}")
-    if frequent_ids is None:
-        raise ValueError(f"vocab {spec!r} needs a list of frequent ids and none came with the draft: name a file")
     if frequent_ids.shape[0] < num_ids:
         raise ValueError(f"vocab {spec!r} needs as many frequent ids, the list has {frequent_ids.shape[0]}")
     return frequent_ids[:num_ids]

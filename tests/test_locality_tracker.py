@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nanospec.locality_tracker import LocalityTracker
+from nanospec.locality_tracker import LocalityTracker, VocabChange
 from nanospec.ops.vocabulary_update_reference import LruVocabulary
 
 HIDDEN_SIZE = 3
@@ -27,7 +27,7 @@ class TrackerMachine(RuleBasedStateMachine):
         self.draw = torch.Generator().manual_seed(seed)
         self.vocab_size, self.capacity, self.batch_size = vocab_size, min(capacity, vocab_size), batch_size
         pinned = torch.randperm(vocab_size, generator=self.draw)[: min(num_pinned, self.capacity)]
-        self.pinned = pinned.tolist()
+        self.pinned, self.held = pinned.tolist(), []  # for good, and until they are released
         self.tracker = LocalityTracker(vocab_size, self.capacity, batch_size, pinned)
         self.models = [LruVocabulary(vocab_size, self.capacity, self.pinned) for _ in range(batch_size)]
         self.head = torch.arange(float(vocab_size))[:, None].expand(-1, HIDDEN_SIZE)
@@ -41,15 +41,39 @@ class TrackerMachine(RuleBasedStateMachine):
         for model, ids in zip(self.models, batch.tolist(), strict=True):
             model.observe(ids)
         assert change.slots.shape == change.ids.shape == (self.batch_size, min(num_ids, self.capacity))
+        self.follow(change)
+
+    def follow(self, change: VocabChange) -> None:
         self.rows.scatter_(1, change.slots[:, :, None].expand(-1, -1, HIDDEN_SIZE), self.head[change.ids])
 
-    @rule(way=st.sampled_from(("all", "mask", "positions")))
-    def reset(self, way: str) -> None:
+    @rule(num_ids=st.sampled_from((0, 1, 2, 5)))
+    def pin(self, num_ids: int) -> None:
+        free = [token_id for token_id in range(self.vocab_size) if token_id not in {*self.pinned, *self.held}]
+        ids = torch.tensor(free, dtype=torch.int64)[torch.randperm(len(free), generator=self.draw)]
+        ids = ids[: min(num_ids, self.capacity - len(self.pinned) - len(self.held))]
+        self.held += ids.tolist()
+        self.follow(self.tracker.pin(ids))
+        for model in self.models:
+            model.pin(ids.tolist())
+
+    @rule(num_ids=st.sampled_from((0, 1, 2, 5)))
+    def release(self, num_ids: int) -> None:
+        ids, self.held = self.held[:num_ids], self.held[num_ids:]
+        self.follow(self.tracker.release(torch.tensor(ids, dtype=torch.int64)))
+        for model in self.models:
+            model.release(ids)
+
+    @rule(way=st.sampled_from(("all", "mask", "positions")), num_kept=st.sampled_from((0, 0, 1, 3, 20)))
+    def reset(self, way: str, num_kept: int) -> None:
+        way = "all" if self.held else way
         mask = torch.rand(self.batch_size, generator=self.draw) < (1.0 if way == "all" else 0.5)
-        self.tracker.reset({"all": None, "mask": mask, "positions": mask.nonzero().flatten()}[way])
+        rows = {"all": None, "mask": mask, "positions": mask.nonzero().flatten()}[way]
+        self.follow(self.tracker.reset(rows, num_kept))
         for model, is_reset in zip(self.models, mask.tolist(), strict=True):
             if is_reset:
-                model.reset()
+                model.reset(num_kept)
+                model.pinned = set(self.pinned)
+        self.held = []
 
     @invariant()
     def active_ids_are_the_models(self) -> None:
@@ -61,6 +85,8 @@ class TrackerMachine(RuleBasedStateMachine):
             assert len(set(active)) == count
             assert set(active) == model.active_ids()
             assert active[: len(self.pinned)] == self.pinned
+            seen = tracker.was_seen(torch.arange(self.vocab_size).expand(self.batch_size, -1))[row]
+            assert set(seen.nonzero().flatten().tolist()) == model.was_seen()
 
     @invariant()
     def slots_and_tokens_are_inverse(self) -> None:
@@ -108,6 +134,37 @@ def test_buffers_keep_their_addresses() -> None:
     tracker.reset()
     assert {name: buffer.data_ptr() for name, buffer in tracker.named_buffers()} == addresses
     assert tracker.draft_ids.data_ptr() == tracker.slot_token.data_ptr()
+
+
+def test_released_ids_that_were_seen_stay_and_the_last_slots_fill_the_holes() -> None:
+    tracker = LocalityTracker(10, 6)
+    tracker.observe(torch.tensor([[5]]))
+    tracker.pin(torch.tensor([7, 9]))
+    tracker.observe(torch.tensor([[3, 9, 8]]))
+    assert tracker.draft_ids[0, :5].tolist() == [5, 9, 7, 8, 3]
+    change = tracker.release(torch.tensor([7, 9]))
+    assert (tracker.draft_ids[0].tolist(), int(tracker.count)) == ([5, 9, 3, 8, 5, 5], 4)
+    assert (change.slots.tolist(), change.ids.tolist()) == ([[2, 6]], [[3, 0]])
+
+
+def test_ids_kept_by_a_reset_are_the_first_to_leave() -> None:
+    tracker = LocalityTracker(10, 3)
+    tracker.observe(torch.tensor([[1, 2, 3, 4]]))
+    tracker.reset(num_kept=2)
+    assert set(tracker.draft_ids[0, : int(tracker.count)].tolist()) == {3, 4}
+    tracker.observe(torch.tensor([[5, 6]]))
+    assert set(tracker.draft_ids[0].tolist()) == {4, 5, 6}
+
+
+def test_more_pins_than_slots_and_more_releases_than_pins_are_refused() -> None:
+    tracker = LocalityTracker(10, 3, 2, pinned_ids=torch.tensor([4]))
+    with pytest.raises(ValueError, match="ids must be at most 2, as 1 of 3 slots are pinned, got 3"):
+        tracker.pin(torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="ids must be at most 0, which were pinned, got 1"):
+        tracker.release(torch.tensor([4]))
+    tracker.pin(torch.tensor([1]))
+    with pytest.raises(NotImplementedError, match="rows must be None while ids are pinned"):
+        tracker.reset(torch.tensor([0]))
 
 
 def test_nothing_is_saved() -> None:

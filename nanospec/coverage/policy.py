@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from nanospec.records import DraftTree, DraftVocab, Observation
+from nanospec.row_cost import row_cost
 from nanospec.tree_growers import TreeGrowers
+from nanospec.vocab.adaptive import adaptive_part
 
 if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
@@ -96,6 +98,9 @@ class PolicyProbe:
         row = decoder.with_vocab(policy.vocab, num_top=policy.num_top, capacity=policy.capacity)
         if row.vocab.name == "none":
             raise NotImplementedError(f"draft must score ids for a draft vocabulary to matter, got {row.drafter.name}")
+        adaptive = adaptive_part(row.vocab)
+        if adaptive is not None:
+            adaptive.price_rows(row_cost(row.target, row.drafter, row.tree))
         self.policy, self.vocab, self.num_top = policy, row.vocab, row.num_top
         temperatures = (policy.temperature, row.draft_temperature, default_temperature)
         self.temperature = next(value for value in temperatures if value is not None)

@@ -25,8 +25,11 @@ class InContextVocab(nn.Module):
 
     `sources` propose what else is to be among them, see `nanospec.vocab.sources`.
 
-    Raises ValueError unless 1 <= capacity <= V, batch_size >= 1 and there is a source, and as `LocalityTracker` for
-    the pinned ids.
+    keep_between_requests: so many of the ids seen last in a request start the next one, as its oldest. 0, the default,
+    isolates requests: none sees what another one's text was made of. The tokens are the target's own either way.
+
+    Raises ValueError unless 1 <= capacity <= V, batch_size >= 1, there is a source and keep_between_requests is at
+    least 0, and as `LocalityTracker` for the pinned ids.
     """
 
     name: str = "in-context"
@@ -40,8 +43,12 @@ class InContextVocab(nn.Module):
         packed: bool = True,
         pinned_ids: Tensor | None = None,
         sources: Sequence[CandidateSource] = IN_CONTEXT_SOURCES,
+        keep_between_requests: int = 0,
     ) -> None:
         super().__init__()
+        if keep_between_requests < 0:
+            raise ValueError(f"keep_between_requests must be at least 0, got {keep_between_requests}")
+        self.keep_between_requests = keep_between_requests
         if not sources:
             raise ValueError("sources must hold at least one CandidateSource, got none")
         self.sources = tuple(sources)
@@ -58,7 +65,7 @@ class InContextVocab(nn.Module):
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Forget all sequences, or those in `rows`: bool [B], or integer positions [m]."""
-        self.tracker.reset(rows)
+        self._follow(self.tracker.reset(rows, self.keep_between_requests))
         reset_sources(self.sources, rows)
 
     def learn(self, observation: Observation) -> None:
@@ -67,9 +74,19 @@ class InContextVocab(nn.Module):
 
     def observe(self, token_ids: Tensor) -> None:
         """See `token_ids` [B, n], oldest first; -1 means "none". Raises as `LocalityTracker.observe`."""
-        change = self.tracker.observe(token_ids)
-        if self.rows is not None:
-            self._copy_rows(self.rows, change)
+        self._follow(self.tracker.observe(token_ids))
+
+    def pin(self, ids: Tensor) -> None:
+        """As `LocalityTracker.pin`: ids int64 [P] that stay until they are released or a reset."""
+        self._follow(self.tracker.pin(ids))
+
+    def release(self, ids: Tensor) -> None:
+        """As `LocalityTracker.release`: ids int64 [P] are pinned no more."""
+        self._follow(self.tracker.release(ids))
+
+    def was_seen(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, ..] inside the vocabulary -> bool, whether each was observed since the reset."""
+        return self.tracker.was_seen(ids)
 
     def select(self, width: int | None = None) -> DraftVocab:
         """The ids in use, cut to `width` columns: an upper bound of `count` that the caller knows; None: all K.
@@ -96,7 +113,11 @@ class InContextVocab(nn.Module):
             return None
         return self.rows[0, : self.tracker.capacity]
 
-    def _copy_rows(self, rows: Tensor, change: VocabChange) -> None:
+    def _follow(self, change: VocabChange) -> None:
+        """Copy the rows of what changed, in packed mode."""
+        rows = self.rows
+        if rows is None:
+            return
         num_sequences, num_slots, _ = rows.shape
         first_slot = torch.arange(0, num_sequences * num_slots, num_slots, device=rows.device)[:, None]
         new_rows = self.head_weight.index_select(0, change.ids.flatten())

@@ -84,6 +84,24 @@ class ReducedVocab(nn.Module):
             self.policy.observe(positions)
         self._refresh()
 
+    def pin(self, ids: Tensor) -> None:
+        """As `InContextVocab.pin`: ids of the target, all of which the draft can say."""
+        assert isinstance(self.policy, InContextVocab), "others have no pins"
+        self.policy.pin(self.head_pos[ids])
+        self._refresh()
+
+    def release(self, ids: Tensor) -> None:
+        """As `InContextVocab.release`."""
+        assert isinstance(self.policy, InContextVocab), "others have no pins"
+        self.policy.release(self.head_pos[ids])
+        self._refresh()
+
+    def was_seen(self, ids: Tensor) -> Tensor:
+        """ids int64 [B, ..] inside the vocabulary -> bool: was observed, and the draft can say it."""
+        assert isinstance(self.policy, InContextVocab), "others do not look"
+        positions = self.head_pos[ids]
+        return self.policy.was_seen(positions.clamp(min=0)) & (positions >= 0)
+
     def select(self, width: int | None = None) -> DraftVocab:
         """As the policy's, ids of the target; a view that the next `observe` changes."""
         chosen = self.policy.select(width)

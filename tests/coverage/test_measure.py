@@ -24,7 +24,7 @@ TREE = TreeShape(4, 6, 40)
 NUM_TOP = 4
 SPECS = (
     "full", "static:9", "static:9+prior", "context-only", "in-context", "in-context,num_top=1",
-    "in-context,capacity=12", "hybrid:9+prior", "in-context,temperature=1",
+    "in-context,capacity=12", "hybrid:9+prior", "hybrid:auto", "in-context,temperature=1",
 )  # fmt: skip
 FREQUENT_IDS = torch.randperm(VOCAB_SIZE, generator=torch.Generator().manual_seed(9))[:20]
 

@@ -7,8 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanospec import SpeculativeDecoder
 from nanospec.gathered_head import GatheredHead
 from nanospec.vocab.in_context import InContextVocab
+from tests.tiny_pair import VOCAB_SIZE as PAIR_SIZE
+from tests.tiny_pair import tiny_drafter, tiny_target
 
 VOCAB_SIZE, HIDDEN_SIZE = 13, 5
 # float64 sums of 5 products of order 1: only the order of summation differs.
@@ -99,3 +102,48 @@ def test_bad_sizes_are_refused() -> None:
         InContextVocab(weight, 14)
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         InContextVocab(weight, 6).select(0)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_ids_of_the_last_request_stay_only_where_the_caller_says_so(packed) -> None:
+    weight = torch.randn(VOCAB_SIZE, HIDDEN_SIZE)
+    isolated, warm = (InContextVocab(weight, 4, packed=packed, keep_between_requests=n) for n in (0, 2))
+    for vocab in (isolated, warm):
+        vocab.observe(torch.tensor([[1, 2, 3, 5]]))
+        vocab.reset()
+    assert int(isolated.select().count) == 0
+    chosen = warm.select(2)
+    assert (set(chosen.draft_ids[0].tolist()), int(chosen.count)) == ({3, 5}, 2)
+    assert not warm.was_seen(torch.tensor([[3, 5]])).any()
+    if packed:
+        assert torch.equal(chosen.rows[0], weight[chosen.draft_ids[0]])
+    warm.observe(torch.tensor([[6, 7, 8]]))
+    assert set(warm.select().draft_ids[0].tolist()) == {5, 6, 7, 8}, "what was kept is the oldest"
+
+
+def test_only_the_sequence_that_is_reset_starts_warm() -> None:
+    vocab = InContextVocab(torch.randn(VOCAB_SIZE, HIDDEN_SIZE), 4, 2, keep_between_requests=1)
+    vocab.observe(torch.tensor([[1, 2], [3, 4]]))
+    vocab.reset(torch.tensor([0]))
+    assert vocab.select().count.tolist() == [1, 2]
+    assert vocab.select().draft_ids[:, :2].sort().values.tolist() == [[2, 2], [3, 4]]
+
+
+def test_a_negative_number_of_kept_ids_is_refused() -> None:
+    with pytest.raises(ValueError, match="keep_between_requests must be at least 0, got -1"):
+        InContextVocab(torch.zeros(VOCAB_SIZE, HIDDEN_SIZE), 6, keep_between_requests=-1)
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(0, PAIR_SIZE - 1), min_size=1, max_size=8), min_size=2, max_size=3),
+    capacity=st.integers(3, 20),
+    num_kept=st.integers(1, 30),
+)
+@settings(max_examples=8)
+def test_whatever_stays_of_the_last_request_the_tokens_are_the_targets_own(prompts, capacity, num_kept) -> None:
+    target = tiny_target(1)
+    vocab = InContextVocab(target.head_weight, capacity, keep_between_requests=num_kept)
+    decoder = SpeculativeDecoder(target, tiny_drafter(target, 2, std=0.02), vocab, (3, 2, 6))
+    for prompt in prompts:
+        expected = decoder.generate_autoregressive(prompt, max_new_tokens=12).token_ids
+        assert decoder.generate(prompt, max_new_tokens=12).token_ids == expected
