@@ -1,0 +1,207 @@
+"""Accept length per family of drafters: python -m bench.families --corpus FILE --heldout FILE --out DIR
+
+Trains an EAGLE-3 drafter, Medusa heads and a small language model for the embedded target, writes each as a published
+checkpoint, reads it back as any user's file, and takes one greedy step behind the same held-out contexts with each of
+them, the embedded EAGLE-1 drafter and prompt lookup: with the full draft vocabulary and with two that follow the
+context. A run that is called again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from bench.family_recipes import RECIPES
+from bench.gpu.report import write_text
+from bench.gpu.trained_pair import frequent_ids
+from nanospec.checkpoints import load_drafter, save_drafter
+from nanospec.checkpoints.target import load_target
+from nanospec.checkpoints.tokenizer import read_tokenizer
+from nanospec.cli.errors import one_line_errors
+from nanospec.cli.machine import describe_machine
+from nanospec.decode import GREEDY_DRAFT_TEMPERATURE, SpeculativeDecoder
+from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
+from nanospec.drafters.drafter import Drafter
+from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
+from nanospec.training.corpus import TokenizedCorpus, tokenize_corpus
+from nanospec.training.draft_run import run_training
+from nanospec.training.draft_trainer import DraftTrainingSettings
+from nanospec.training.evaluate_pair import TREE, accept_length_per_task, cut_contexts
+from nanospec.training.train_eagle3 import with_own_head
+
+JSON_NAME, MARKDOWN_NAME = "families.json", "families.md"
+DTYPE, SEED = torch.bfloat16, 0
+FULL = "full"
+POLICIES = (FULL, "in-context", "hybrid:1024+prior")
+OWN_HEAD_ROWS = 32_768  # of an EAGLE-3 draft with a vocabulary of its own, as published ones have
+EMBEDDED, OWN_HEAD = "eagle", "eagle3-d2t"
+TITLES = {
+    EMBEDDED: "EAGLE-1, embedded",
+    "eagle3": RECIPES["eagle3"].title,
+    OWN_HEAD: f"EAGLE-3, d2t of {OWN_HEAD_ROWS:,}",
+    "medusa": RECIPES["medusa"].title,
+    "causal-lm": RECIPES["causal-lm"].title,
+    PROMPT_LOOKUP: "prompt lookup",
+}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    corpus: Annotated[Path, typer.Option(help="JSON lines with prompt and response, plain or .xz: for training.")],
+    heldout: Annotated[Path, typer.Option(help="The same, for measuring.")],
+    out: Annotated[Path, typer.Option(help="Directory for checkpoints, drafts and figures.")],
+    minutes: Annotated[float, typer.Option(help="Of training, for every family.")] = 15,
+    family: Annotated[list[str] | None, typer.Option(metavar="|".join(TITLES), help="Default: all.")] = None,
+    num_documents: Annotated[int, typer.Option(help="Held-out documents, a context of each.")] = 300,
+    tokens_per_step: Annotated[int, typer.Option()] = 4096,
+    seq_len: Annotated[int, typer.Option()] = 512,
+    matrix_lr: Annotated[float, typer.Option()] = 0.015,
+    max_steps: Annotated[int | None, typer.Option(help="Training ends there if that comes earlier.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of tokenized files; default: in OUT.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="The target's pass in training.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Accept length with the full and with in-context draft vocabularies, for every family of drafters."""
+    with one_line_errors(debug):
+        chosen = family or list(TITLES)
+        unknown = sorted(set(chosen) - set(TITLES))
+        if unknown:
+            raise ValueError(f"family must be one of {', '.join(TITLES)}, got {', '.join(unknown)}")
+        if minutes < 0:
+            raise ValueError(f"minutes must be at least 0, got {minutes:g}")
+        settings = DraftTrainingSettings(seq_len=seq_len, matrix_lr=matrix_lr, seed=SEED, compile=compile)
+        school = School(corpus, heldout, out, cache or out / "tokens", settings, num_documents)
+        report: dict[str, Any] = {
+            "command": shlex.join(["python", "-m", "bench.families", *sys.argv[1:]]),
+            "machine": describe_machine(torch.device("cpu"), DTYPE),
+            "training": {"minutes": minutes, "tokens_per_step": tokens_per_step, **asdict(settings)},
+            "tree": TREE._asdict(),
+            "draft_temperature": GREEDY_DRAFT_TEMPERATURE,
+            "contexts": len(school.contexts),
+            "families": {},
+        }
+        for name in [name for name in TITLES if name in chosen]:
+            figures = school.train(name, minutes, tokens_per_step, max_steps) if name in RECIPES else {}
+            report["families"][name] = {**figures, **school.measure(name)}
+            write_text(out / JSON_NAME, json.dumps(report, indent=2) + "\n")
+            write_text(out / MARKDOWN_NAME, as_markdown(report))
+        typer.echo("\n".join(table_of(report)))
+
+
+class School:
+    """The embedded target, the texts, and the directories of the drafters that are trained and measured on them.
+
+    Raises ValueError if no held-out document leaves room for a step.
+    """
+
+    def __init__(
+        self,
+        corpus: Path,
+        heldout: Path,
+        out: Path,
+        cache: Path,
+        settings: DraftTrainingSettings,
+        num_documents: int,
+    ) -> None:
+        tokenizer = read_tokenizer(TARGET_DIRECTORY / "tokenizer.json.xz")
+        self.out, self.settings = out, settings
+        self.corpus = tokenize_corpus(corpus, tokenizer, cache)
+        self.contexts = held_out_contexts(tokenize_corpus(heldout, tokenizer, cache), num_documents)
+        self.target, self.tokenizer = load_target(TARGET_DIRECTORY, dtype=DTYPE, device="cpu")
+        self.target.requires_grad_(False)
+        self.counts = self.corpus.counts(self.target.vocab_size)
+        self.frequent_ids = frequent_ids(self.corpus, self.target.vocab_size, OWN_HEAD_ROWS)
+
+    def directory(self, name: str) -> Path:
+        return DRAFT_DIRECTORY if name == EMBEDDED else self.out / name / "draft"
+
+    def train(self, name: str, minutes: float, tokens_per_step: int, max_steps: int | None) -> dict[str, Any]:
+        """Trains what is left of `minutes` and writes the drafter; how much it has seen."""
+        typer.echo(f"training {TITLES[name]}: log in {self.out / name / 'log.jsonl'}")
+        trainer, save = RECIPES[name].begin(self.target, TARGET_DIRECTORY, self.counts, self.settings)
+        run = run_training(trainer, self.corpus, self.out / name, minutes, tokens_per_step, max_steps)
+        save(self.directory(name))
+        return {"steps": run.num_steps, "tokens": run.num_tokens, "seconds": round(run.elapsed)}
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """Size, and with every vocabulary the mean number of rows and the accept length per task and of all.
+
+        Prompt lookup scores nothing and is measured once.
+        """
+        options = {"tokenizer": self.tokenizer, "frequent_ids": self.frequent_ids}
+        decoder = SpeculativeDecoder(self.target, self.load(name), FULL, TREE, **options)
+        vocabularies = {}
+        for policy in (FULL,) if name == PROMPT_LOOKUP else POLICIES:
+            lengths, active = accept_length_per_task(decoder.with_vocab(policy), self.contexts)
+            vocabularies[policy] = {"rows": round(active, 1), "accept_length": lengths}
+            typer.echo(f"{TITLES[name]}, {policy}: {lengths['all']:.3f}")
+        if name == PROMPT_LOOKUP:
+            return {"vocabularies": vocabularies}
+        size = (self.directory(name) / "model.safetensors").stat().st_size
+        return {"bytes": size, "vocabularies": vocabularies}
+
+    def load(self, name: str) -> Drafter:
+        """The drafter as read from its published files."""
+        if name == PROMPT_LOOKUP:
+            return PromptLookupDrafter(self.target.device)
+        if name == OWN_HEAD:
+            whole = load_drafter(self.directory("eagle3"), self.target)
+            assert isinstance(whole, Eagle3Drafter), "what was trained as EAGLE-3 is read as EAGLE-3"
+            save_drafter(with_own_head(whole, self.target, self.frequent_ids), self.directory(name))
+        return load_drafter(self.directory(name), self.target, tokenizer=self.tokenizer)
+
+
+def held_out_contexts(heldout: TokenizedCorpus, num_documents: int) -> list[tuple[str, Tensor]]:
+    """(category, tokens) of so many documents at random, each up to a random place of its response.
+
+    Raises ValueError if there is none.
+    """
+    window = json.loads((TARGET_DIRECTORY / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    rows = np.random.default_rng(SEED).permutation(len(heldout.categories))[:num_documents]
+    contexts = cut_contexts(heldout, rows, window, SEED)
+    if not contexts:
+        raise ValueError(f"heldout must hold responses within {window} tokens, got none in {len(rows)} documents")
+    return contexts
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
+    about = f"{report['contexts']} contexts, tree {report['tree']}, draft temperature {report['draft_temperature']}"
+    lines = ["# Accept length per family", "", machine, "", f"    {report['command']}", "", about, ""]
+    return "\n".join([*lines, *table_of(report)]) + "\n"
+
+
+def table_of(report: dict[str, Any]) -> list[str]:
+    """A row per family: tokens trained on, bytes of its file, accept length and share of the full vocabulary's."""
+    titles = [policy.replace(":", "-") for policy in POLICIES]
+    rows = ["| drafter | tokens trained on | file, MB | " + " | ".join(titles) + " |", "|---|---|---|---|---|---|"]
+    for name, figures in report["families"].items():
+        tokens = f"{figures['tokens'] / 1e6:.1f}M" if "tokens" in figures else "-"
+        size = f"{figures['bytes'] / 1e6:.1f}" if "bytes" in figures else "-"
+        cells = [_cell(figures["vocabularies"], policy) for policy in POLICIES]
+        rows.append("| " + " | ".join([TITLES[name], tokens, size, *cells]) + " |")
+    return rows
+
+
+def _cell(vocabularies: dict[str, Any], policy: str) -> str:
+    if policy not in vocabularies:
+        return "-"
+    length, of_full = (vocabularies[key]["accept_length"]["all"] for key in (policy, FULL))
+    rows = f"{vocabularies[policy]['rows']:,.0f} rows"
+    return f"{length:.2f} ({rows})" if policy == FULL else f"{length:.2f} ({length / of_full:.1%}, {rows})"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,52 @@
+"""How each family of drafters is trained and written as a published checkpoint, for `bench.families`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from nanospec.checkpoints.save import save_drafter
+from nanospec.target import Target
+from nanospec.training.draft_trainer import DraftTrainer, DraftTrainingSettings
+from nanospec.training.train_causal_lm import causal_lm_trainer, save_causal_lm
+from nanospec.training.train_eagle3 import eagle3_trainer
+from nanospec.training.train_medusa import medusa_trainer
+
+
+class Apprentice(NamedTuple):
+    """A drafter to be trained, and what writes it into a directory as it then is."""
+
+    trainer: DraftTrainer
+    save: Callable[[Path], None]
+
+
+class Recipe(NamedTuple):
+    """title: of the family in tables; begin(target, its directory, counts of ids, settings)."""
+
+    title: str
+    begin: Callable[[Target, Path, Tensor, DraftTrainingSettings], Apprentice]
+
+
+def _eagle3(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> Apprentice:
+    trainer, drafter = eagle3_trainer(target, counts, settings)
+    return Apprentice(trainer, lambda out: save_drafter(drafter, out, target=target))
+
+
+def _medusa(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> Apprentice:
+    trainer, student = medusa_trainer(target, counts, settings)
+    return Apprentice(trainer, lambda out: save_drafter(student.drafter(target), out, target=target))
+
+
+def _causal_lm(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> Apprentice:
+    trainer, model = causal_lm_trainer(target, counts, settings)
+    return Apprentice(trainer, lambda out: save_causal_lm(model, out, directory))
+
+
+RECIPES = {
+    "eagle3": Recipe("EAGLE-3", _eagle3),
+    "medusa": Recipe("Medusa", _medusa),
+    "causal-lm": Recipe("language model", _causal_lm),
+}
