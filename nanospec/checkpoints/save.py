@@ -67,7 +67,6 @@ def _medusa_config(drafter: MedusaDrafter, target: Target | None) -> dict[str, A
         "base_model_name_or_path": None if target is None else target.config._name_or_path or None,
         "medusa_num_heads": drafter.shape.num_heads,
         "medusa_num_layers": drafter.shape.num_layers,
-        "original_lm_head": not drafter.outputs,
         "torch_dtype": str(drafter.dtype).removeprefix("torch."),
     }
 

@@ -1,4 +1,4 @@
-"""Training unrolls the drafter exactly as drafting runs it."""
+"""An EAGLE-1 drafter in training and in its file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nanospec.checkpoints import load_eagle_drafter, save_eagle_drafter
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.target import Target
 from nanospec.training.draft_trainer import DraftTrainer, DraftTrainingSettings, Reading
-from nanospec.training.train_eagle import UNROLL_STEPS, EagleStudent, eagle_trainer, published_config
-from nanospec.training.unrolling import unroll
+from nanospec.training.train_eagle import EagleStudent, eagle_trainer, published_config
 from tests.tiny_families import family_model
 
 VOCAB, SEQ_LEN, HIDDEN = 50, 16, 128
@@ -36,41 +34,6 @@ def build_target(dtype: torch.dtype) -> Target:
 def build_trainer(target: Target, noise: float) -> tuple[DraftTrainer, EagleDrafter]:
     settings = DraftTrainingSettings(SEQ_LEN, num_drawn=40, compile=False)
     return eagle_trainer(target, torch.ones(VOCAB), settings, noise)
-
-
-def randomize(drafter: EagleDrafter) -> None:
-    generator = torch.Generator().manual_seed(1)
-    drafter.requires_grad_(False)
-    for parameter in drafter.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1)
-
-
-def chain_state(drafter: EagleDrafter, tokens: Tensor, features: Tensor, num_advances: int) -> Tensor:
-    """State [D] of the drafter behind `tokens` [n], the last `num_advances` of which are drafted."""
-    certain = tokens.shape[0] - num_advances
-    drafter.reset(SEQ_LEN)
-    state = drafter.extend(tokens[None, :certain], features[None, :certain])
-    for depth in range(1, num_advances + 1):
-        token = tokens[None, certain + depth - 1, None]
-        state = drafter.advance(token, state, depth, torch.ones(1, 1, depth, dtype=torch.bool))
-    return state[0, 0]
-
-
-@pytest.mark.parametrize("unroll_step", range(1, UNROLL_STEPS + 1))
-def test_every_unrolling_step_is_a_chain_of_the_drafter(unroll_step: int) -> None:
-    """Row t holds token t + 1; step s takes rows 0 .. t - s + 1 with true features and drafts the s - 1 after them."""
-    _, drafter = build_trainer(build_target(torch.float64), noise=0.0)
-    randomize(drafter)
-    generator = torch.Generator().manual_seed(2)
-    token_ids = torch.randint(VOCAB, (2, SEQ_LEN), generator=generator)
-    features = torch.randn(2, SEQ_LEN, HIDDEN, generator=generator, dtype=torch.float64)
-
-    predictions = unroll(drafter, token_ids[:, 1:], features[:, :-1], UNROLL_STEPS)[unroll_step - 1]
-    assert predictions.shape == (2, SEQ_LEN - 1, HIDDEN)
-    for sequence in range(2):
-        for row in range(unroll_step - 1, SEQ_LEN - 1):
-            state = chain_state(drafter, token_ids[sequence, 1 : row + 2], features[sequence], unroll_step - 1)
-            torch.testing.assert_close(predictions[sequence, row], state, rtol=0, atol=ATOL)
 
 
 def test_noise_moves_the_first_inputs_by_at_most_half_its_width() -> None:
