@@ -22,10 +22,8 @@ from torch import Tensor
 
 from bench.family_recipes import RECIPES
 from bench.gpu.report import write_text
-from bench.gpu.trained_pair import frequent_ids
 from nanospec.checkpoints import load_drafter, save_drafter
 from nanospec.checkpoints.target import load_target
-from nanospec.checkpoints.tokenizer import read_tokenizer
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.machine import describe_machine
 from nanospec.decode import GREEDY_DRAFT_TEMPERATURE, SpeculativeDecoder
@@ -115,14 +113,15 @@ class School:
         settings: DraftTrainingSettings,
         num_documents: int,
     ) -> None:
-        tokenizer = read_tokenizer(TARGET_DIRECTORY / "tokenizer.json.xz")
         self.out, self.settings = out, settings
-        self.corpus = tokenize_corpus(corpus, tokenizer, cache)
-        self.contexts = held_out_contexts(tokenize_corpus(heldout, tokenizer, cache), num_documents)
         self.target, self.tokenizer = load_target(TARGET_DIRECTORY, dtype=DTYPE, device="cpu")
         self.target.requires_grad_(False)
+        tokenizer = self.tokenizer.backend_tokenizer
+        heldout_texts = tokenize_corpus(heldout, tokenizer, cache)
+        self.contexts = held_out_contexts(heldout_texts, num_documents, self.target.context_window)
+        self.corpus = tokenize_corpus(corpus, tokenizer, cache)
         self.counts = self.corpus.counts(self.target.vocab_size)
-        self.frequent_ids = frequent_ids(self.corpus, self.target.vocab_size, OWN_HEAD_ROWS)
+        self.frequent_ids = self.corpus.frequent_ids(self.target.vocab_size, OWN_HEAD_ROWS)
 
     def directory(self, name: str) -> Path:
         return DRAFT_DIRECTORY if name == EMBEDDED else self.out / name / "draft"
@@ -163,12 +162,11 @@ class School:
         return load_drafter(self.directory(name), self.target, tokenizer=self.tokenizer)
 
 
-def held_out_contexts(heldout: TokenizedCorpus, num_documents: int) -> list[tuple[str, Tensor]]:
+def held_out_contexts(heldout: TokenizedCorpus, num_documents: int, window: int) -> list[tuple[str, Tensor]]:
     """(category, tokens) of so many documents at random, each up to a random place of its response.
 
     Raises ValueError if there is none.
     """
-    window = json.loads((TARGET_DIRECTORY / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
     rows = np.random.default_rng(SEED).permutation(len(heldout.categories))[:num_documents]
     contexts = cut_contexts(heldout, rows, window, SEED)
     if not contexts:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nanospec.drafters.eagle import EagleDrafter
@@ -108,11 +107,6 @@ def take_documents(corpus: TokenizedCorpus, rows: np.ndarray) -> TokenizedCorpus
     starts = np.cumsum([0, *(len(piece) for piece in pieces)])
     response_starts = starts[:-1] + [corpus.prompt_length(row) for row in rows]
     return TokenizedCorpus(np.concatenate(pieces), starts, response_starts, [corpus.categories[row] for row in rows])
-
-
-def frequent_ids(corpus: TokenizedCorpus, vocab_size: int, num_ids: int) -> Tensor:
-    """int64 [num_ids], most frequent first, ties to the smaller id."""
-    return corpus.counts(vocab_size).sort(descending=True, stable=True).indices[:num_ids]
 
 
 def _move_target_trainer(trainer: TargetTrainer, args: Namespace, device: torch.device) -> None:

@@ -84,12 +84,11 @@ def main() -> None:
     parser.add_argument("--draft-vocab-size", type=int, default=None, help="most frequent ids of a head of its own")
     args = parser.parse_args()
     target, corpus = read_inputs(args)
-    counts = corpus.counts(target.vocab_size)
-    trainer, drafter = eagle3_trainer(target, counts, settings_of(args), args.unroll_steps)
+    counts, settings = corpus.counts(target.vocab_size), settings_of(args)
+    trainer, drafter = eagle3_trainer(target, counts, settings, args.unroll_steps)
     run_training(trainer, corpus, args.out, args.minutes, args.tokens_per_step, args.max_steps)
     if args.draft_vocab_size is not None:
-        frequent = counts.sort(descending=True, stable=True).indices[: args.draft_vocab_size]
-        drafter = with_own_head(drafter, target, frequent)
+        drafter = with_own_head(drafter, target, corpus.frequent_ids(target.vocab_size, args.draft_vocab_size))
     save_drafter(drafter, args.out / "draft", target=target)
 
 

@@ -74,15 +74,6 @@ def test_the_table_has_a_row_per_family_and_is_in_the_markdown(finished: Path) -
     assert "\n".join(table) in (finished / "out" / "families.md").read_text()
 
 
-def test_a_second_run_trains_no_more(finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").symlink_to(finished / "out", target_is_directory=True)
-    before = (finished / "out" / "medusa" / "draft" / "model.safetensors").read_bytes()
-    result = invoke(tmp_path, "--max-steps", "1", "--family", "medusa")
-    assert result.exit_code == 0, result.output
-    assert read_report(tmp_path)["families"]["medusa"]["steps"] == 1
-    assert (finished / "out" / "medusa" / "draft" / "model.safetensors").read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
