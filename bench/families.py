@@ -63,7 +63,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Of training, for every family.")] = 15,
     family: Annotated[list[str] | None, typer.Option(metavar="|".join(TITLES), help="Default: all.")] = None,
     num_documents: Annotated[int, typer.Option(help="Held-out documents, a context of each.")] = 300,
-    tokens_per_step: Annotated[int, typer.Option()] = 4096,
+    tokens_per_step: Annotated[int, typer.Option()] = 2048,
     seq_len: Annotated[int, typer.Option()] = 512,
     matrix_lr: Annotated[float, typer.Option()] = 0.015,
     max_steps: Annotated[int | None, typer.Option(help="Training ends there if that comes earlier.")] = None,

@@ -31,7 +31,10 @@ class Recipe(NamedTuple):
 
 
 def _eagle3(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> Apprentice:
-    trainer, drafter = eagle3_trainer(target, counts, settings)
+    """The high feature is the last layer's input: the usual one, three layers lower, is half-way in a small target."""
+    num_layers = target.config.num_hidden_layers
+    layers = (2, num_layers // 2, num_layers - 1)
+    trainer, drafter = eagle3_trainer(target, counts, settings, feature_layers=layers)
     return Apprentice(trainer, lambda out: save_drafter(drafter, out, target=target))
 
 

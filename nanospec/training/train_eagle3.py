@@ -9,6 +9,8 @@ with the map d2t that published EAGLE-3 drafts have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,21 +43,29 @@ class Eagle3Student:
 
 
 def eagle3_trainer(
-    target: Target, counts: Tensor, settings: DraftTrainingSettings, unroll_steps: int = UNROLL_STEPS
+    target: Target,
+    counts: Tensor,
+    settings: DraftTrainingSettings,
+    unroll_steps: int = UNROLL_STEPS,
+    feature_layers: Sequence[int] | None = None,
 ) -> tuple[DraftTrainer, Eagle3Drafter]:
     """A trainer and the fresh drafter that it trains; raises as `DraftTrainer` and `new_drafter`."""
     torch.manual_seed(settings.seed)
-    drafter = new_drafter(target)
+    drafter = new_drafter(target, feature_layers)
     return DraftTrainer(target, Eagle3Student(drafter, unroll_steps), counts, settings), drafter
 
 
-def new_drafter(target: Target) -> Eagle3Drafter:
-    """A fresh drafter whose state is the highest feature; before the head stands the target's final norm.
+def new_drafter(target: Target, feature_layers: Sequence[int] | None = None) -> Eagle3Drafter:
+    """A fresh drafter whose state is the last of its features; before the head stands the target's final norm.
 
-    Raises ValueError for a target of fewer than seven layers, whose low, middle and high ones coincide.
+    feature_layers: whose inputs it reads, as in `Target`; None: those that EAGLE-3 was trained with.
+
+    Raises ValueError for layers that coincide, as those of EAGLE-3 do in a target of fewer than seven, or that the
+    target lacks.
     """
-    width, layers = target.head_weight.shape[1], default_feature_layers(target.config.num_hidden_layers)
-    check_feature_layers(layers, target.config.num_hidden_layers)
+    width, num_layers = target.head_weight.shape[1], target.config.num_hidden_layers
+    layers = default_feature_layers(num_layers) if feature_layers is None else tuple(feature_layers)
+    check_feature_layers(layers, num_layers)
     shape = eagle_shape(target, input_norm=True, two_inputs=True, fc_inputs=len(layers) * width)
     head = GatheredHead(target.head_weight, None)
     drafter = Eagle3Drafter(shape, Eagle3Wiring(layers, width), target.config, target.embed_tokens, head)
@@ -81,11 +91,14 @@ def with_own_head(drafter: Eagle3Drafter, target: Target, ids: Tensor) -> Eagle3
 def main() -> None:
     parser = draft_parser(__doc__, minutes=25)
     parser.add_argument("--unroll-steps", type=int, default=UNROLL_STEPS)
+    parser.add_argument(
+        "--feature-layers", type=int, nargs="+", default=None, help="layers whose inputs are read; default: EAGLE-3's"
+    )
     parser.add_argument("--draft-vocab-size", type=int, default=None, help="most frequent ids of a head of its own")
     args = parser.parse_args()
     target, corpus = read_inputs(args)
     counts, settings = corpus.counts(target.vocab_size), settings_of(args)
-    trainer, drafter = eagle3_trainer(target, counts, settings, args.unroll_steps)
+    trainer, drafter = eagle3_trainer(target, counts, settings, args.unroll_steps, args.feature_layers)
     run_training(trainer, corpus, args.out, args.minutes, args.tokens_per_step, args.max_steps)
     if args.draft_vocab_size is not None:
         drafter = with_own_head(drafter, target, corpus.frequent_ids(target.vocab_size, args.draft_vocab_size))

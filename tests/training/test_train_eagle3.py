@@ -84,6 +84,14 @@ def test_a_fresh_drafter_says_what_the_target_would_say_after_its_high_layer() -
     torch.testing.assert_close(drafter.before_head(drafter.fuse(features)), expected, rtol=NORM_RTOL, atol=ATOL)
 
 
+def test_other_layers_are_read_where_they_are_named(tmp_path: Path) -> None:
+    target = tiny_eagle3_target(0)
+    save_drafter(new_drafter(target, [1, 3, 6]), tmp_path)
+    loaded = load_drafter(tmp_path, target)
+    assert isinstance(loaded, Eagle3Drafter)
+    assert loaded.feature_layers == (1, 3, 6)
+
+
 def test_a_target_whose_layers_coincide_is_refused() -> None:
     with pytest.raises(ValueError, match="feature_layers must be distinct layers between 0 and 1 of the target"):
         new_drafter(tiny_target(0))
