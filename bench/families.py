@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import statistics
 import sys
+from collections import defaultdict
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,24 +26,23 @@ from torch import Tensor
 
 from bench.family_recipes import RECIPES
 from bench.gpu.report import write_text
-from nanospec.checkpoints import load_drafter, save_drafter
+from nanospec.checkpoints import load_drafter
 from nanospec.checkpoints.target import load_target
+from nanospec.checkpoints.trim import read_draft_head, trim_draft
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.machine import describe_machine
 from nanospec.decode import GREEDY_DRAFT_TEMPERATURE, SpeculativeDecoder
 from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
 from nanospec.drafters.drafter import Drafter
-from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.training.corpus import TokenizedCorpus, tokenize_corpus
 from nanospec.training.draft_run import run_training
 from nanospec.training.draft_trainer import DraftTrainingSettings
 from nanospec.training.evaluate_pair import TREE, accept_length_per_task, cut_contexts
-from nanospec.training.train_eagle3 import with_own_head
 
 JSON_NAME, MARKDOWN_NAME = "families.json", "families.md"
 DTYPE, SEED = torch.bfloat16, 0
-FULL = "full"
+FULL, NO_VOCABULARY = "full", "none"
 POLICIES = (FULL, "in-context", "hybrid:1024+prior")
 OWN_HEAD_ROWS = 32_768  # of an EAGLE-3 draft with a vocabulary of its own, as published ones have
 EMBEDDED, OWN_HEAD = "eagle", "eagle3-d2t"
@@ -80,25 +83,25 @@ def main(
         if minutes < 0:
             raise ValueError(f"minutes must be at least 0, got {minutes:g}")
         settings = DraftTrainingSettings(seq_len=seq_len, matrix_lr=matrix_lr, seed=SEED, compile=compile)
-        school = School(corpus, heldout, out, cache or out / "tokens", settings, num_documents)
+        bench = FamilyBench(corpus, heldout, out, cache or out / "tokens", settings, num_documents)
         report: dict[str, Any] = {
             "command": shlex.join(["python", "-m", "bench.families", *sys.argv[1:]]),
             "machine": describe_machine(torch.device("cpu"), DTYPE),
             "training": {"minutes": minutes, "tokens_per_step": tokens_per_step, **asdict(settings)},
             "tree": TREE._asdict(),
             "draft_temperature": GREEDY_DRAFT_TEMPERATURE,
-            "contexts": len(school.contexts),
+            "contexts": len(bench.contexts),
             "families": {},
         }
         for name in [name for name in TITLES if name in chosen]:
-            figures = school.train(name, minutes, tokens_per_step, max_steps) if name in RECIPES else {}
-            report["families"][name] = {**figures, **school.measure(name)}
+            figures = bench.train(name, minutes, tokens_per_step, max_steps) if name in RECIPES else {}
+            report["families"][name] = {**figures, **bench.measure(name)}
             write_text(out / JSON_NAME, json.dumps(report, indent=2) + "\n")
             write_text(out / MARKDOWN_NAME, as_markdown(report))
         typer.echo("\n".join(table_of(report)))
 
 
-class School:
+class FamilyBench:
     """The embedded target, the texts, and the directories of the drafters that are trained and measured on them.
 
     Raises ValueError if no held-out document leaves room for a step.
@@ -135,31 +138,46 @@ class School:
         return {"steps": run.num_steps, "tokens": run.num_tokens, "seconds": round(run.elapsed)}
 
     def measure(self, name: str) -> dict[str, Any]:
-        """Size, and with every vocabulary the mean number of rows and the accept length per task and of all.
-
-        Prompt lookup scores nothing and is measured once.
-        """
-        options = {"tokenizer": self.tokenizer, "frequent_ids": self.frequent_ids}
-        decoder = SpeculativeDecoder(self.target, self.load(name), FULL, TREE, **options)
-        vocabularies = {}
-        for policy in (FULL,) if name == PROMPT_LOOKUP else POLICIES:
-            lengths, active = accept_length_per_task(decoder.with_vocab(policy), self.contexts)
-            vocabularies[policy] = {"rows": round(active, 1), "accept_length": lengths}
-            typer.echo(f"{TITLES[name]}, {policy}: {lengths['all']:.3f}")
-        if name == PROMPT_LOOKUP:
-            return {"vocabularies": vocabularies}
-        size = (self.directory(name) / "model.safetensors").stat().st_size
-        return {"bytes": size, "vocabularies": vocabularies}
+        """Size, and with every vocabulary the mean number of rows and the accept length per task and of all."""
+        drafter = self.load(name)
+        decoder = SpeculativeDecoder(
+            self.target,
+            drafter,
+            FULL,
+            TREE,
+            self.tokenizer,
+            frequent_ids=self.frequent_ids,
+            draft_temperature=GREEDY_DRAFT_TEMPERATURE,
+        )
+        if isinstance(drafter, PromptLookupDrafter):
+            vocabularies = {NO_VOCABULARY: accept_length_without_scores(decoder, self.contexts)}
+            size = {}
+        else:
+            vocabularies = accept_length_per_task(decoder, self.contexts, POLICIES)
+            size = {"bytes": (self.directory(name) / "model.safetensors").stat().st_size}
+        lengths = ", ".join(f"{policy} {figures['all']:.3f}" for policy, figures in vocabularies.items())
+        typer.echo(f"{TITLES[name]}: {lengths}")
+        return {**size, "vocabularies": vocabularies}
 
     def load(self, name: str) -> Drafter:
         """The drafter as read from its published files."""
         if name == PROMPT_LOOKUP:
             return PromptLookupDrafter(self.target.device)
         if name == OWN_HEAD:
-            whole = load_drafter(self.directory("eagle3"), self.target)
-            assert isinstance(whole, Eagle3Drafter), "what was trained as EAGLE-3 is read as EAGLE-3"
-            save_drafter(with_own_head(whole, self.target, self.frequent_ids), self.directory(name))
+            shutil.rmtree(self.directory(name), ignore_errors=True)  # of what may have been trained less
+            trim_draft(read_draft_head(self.directory("eagle3"), self.target), self.frequent_ids, self.directory(name))
         return load_drafter(self.directory(name), self.target, tokenizer=self.tokenizer)
+
+
+def accept_length_without_scores(decoder: SpeculativeDecoder, contexts: list[tuple[str, Tensor]]) -> dict[str, float]:
+    """As `accept_length_per_task`, for a drafter that scores nothing."""
+    lengths: dict[str, list[int]] = defaultdict(list)
+    for name, context in contexts:
+        loop, _ = decoder.speculate(context, TREE, max_new_tokens=TREE.depth + 2)
+        _, emitted = islice(loop.steps(), 2)
+        for key in (name, "all"):
+            lengths[key].append(len(emitted))
+    return {"rows": 0.0, **{name: statistics.fmean(values) for name, values in sorted(lengths.items())}}
 
 
 def held_out_contexts(heldout: TokenizedCorpus, num_documents: int, window: int) -> list[tuple[str, Tensor]]:
@@ -188,17 +206,19 @@ def table_of(report: dict[str, Any]) -> list[str]:
     for name, figures in report["families"].items():
         tokens = f"{figures['tokens'] / 1e6:.1f}M" if "tokens" in figures else "-"
         size = f"{figures['bytes'] / 1e6:.1f}" if "bytes" in figures else "-"
-        cells = [_cell(figures["vocabularies"], policy) for policy in POLICIES]
-        rows.append("| " + " | ".join([TITLES[name], tokens, size, *cells]) + " |")
+        rows.append("| " + " | ".join([TITLES[name], tokens, size, *_cells(figures["vocabularies"])]) + " |")
     return rows
 
 
-def _cell(vocabularies: dict[str, Any], policy: str) -> str:
-    if policy not in vocabularies:
-        return "-"
-    length, of_full = (vocabularies[key]["accept_length"]["all"] for key in (policy, FULL))
-    rows = f"{vocabularies[policy]['rows']:,.0f} rows"
-    return f"{length:.2f} ({rows})" if policy == FULL else f"{length:.2f} ({length / of_full:.1%}, {rows})"
+def _cells(vocabularies: dict[str, Any]) -> list[str]:
+    if NO_VOCABULARY in vocabularies:
+        return [f"{vocabularies[NO_VOCABULARY]['all']:.2f}", "-", "-"]
+    of_full = {policy: vocabularies[policy]["all"] / vocabularies[FULL]["all"] for policy in POLICIES[1:]}
+    rows = {policy: f"{vocabularies[policy]['rows']:,.0f} rows" for policy in POLICIES}
+    return [
+        f"{vocabularies[FULL]['all']:.2f} ({rows[FULL]})",
+        *(f"{vocabularies[policy]['all']:.2f} ({share:.1%}, {rows[policy]})" for policy, share in of_full.items()),
+    ]
 
 
 if __name__ == "__main__":

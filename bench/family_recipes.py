@@ -16,7 +16,7 @@ from nanospec.training.train_eagle3 import eagle3_trainer
 from nanospec.training.train_medusa import medusa_trainer
 
 
-class Apprentice(NamedTuple):
+class InTraining(NamedTuple):
     """A drafter to be trained, and what writes it into a directory as it then is."""
 
     trainer: DraftTrainer
@@ -27,25 +27,25 @@ class Recipe(NamedTuple):
     """title: of the family in tables; begin(target, its directory, counts of ids, settings)."""
 
     title: str
-    begin: Callable[[Target, Path, Tensor, DraftTrainingSettings], Apprentice]
+    begin: Callable[[Target, Path, Tensor, DraftTrainingSettings], InTraining]
 
 
-def _eagle3(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> Apprentice:
+def _eagle3(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> InTraining:
     """The high feature is the last layer's input: the usual one, three layers lower, is half-way in a small target."""
     num_layers = target.config.num_hidden_layers
     layers = (2, num_layers // 2, num_layers - 1)
     trainer, drafter = eagle3_trainer(target, counts, settings, feature_layers=layers)
-    return Apprentice(trainer, lambda out: save_drafter(drafter, out, target=target))
+    return InTraining(trainer, lambda out: save_drafter(drafter, out, target=target))
 
 
-def _medusa(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> Apprentice:
+def _medusa(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> InTraining:
     trainer, student = medusa_trainer(target, counts, settings)
-    return Apprentice(trainer, lambda out: save_drafter(student.drafter(target), out, target=target))
+    return InTraining(trainer, lambda out: save_drafter(student.drafter(target), out, target=target))
 
 
-def _causal_lm(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> Apprentice:
+def _causal_lm(target: Target, directory: Path, counts: Tensor, settings: DraftTrainingSettings) -> InTraining:
     trainer, model = causal_lm_trainer(target, counts, settings)
-    return Apprentice(trainer, lambda out: save_causal_lm(model, out, directory))
+    return InTraining(trainer, lambda out: save_causal_lm(model, out, directory))
 
 
 RECIPES = {

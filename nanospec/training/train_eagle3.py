@@ -3,8 +3,7 @@
     python -m nanospec.training.train_eagle3 --corpus train.jsonl.xz --target DIR --out runs/eagle3 --minutes 25
 
 It reads a low, a middle and a high layer of the target and shares its embedding and head, so that no head has to be
-trained; its file then holds none. `--draft-vocab-size N` writes one, the target's rows of the N most frequent ids,
-with the map d2t that published EAGLE-3 drafts have.
+trained; its file then holds none. `nanospec trim` writes one of chosen ids into it, with a map d2t as published drafts.
 """
 
 from __future__ import annotations
@@ -78,30 +77,18 @@ def new_drafter(target: Target, feature_layers: Sequence[int] | None = None) -> 
     return drafter
 
 
-def with_own_head(drafter: Eagle3Drafter, target: Target, ids: Tensor) -> Eagle3Drafter:
-    """The same drafter with a head of its own: the target's rows of the distinct `ids` int64 [N], in rising order."""
-    ids = ids.sort().values
-    reduced = Eagle3Drafter(
-        drafter.shape, drafter.wiring, drafter.rope_config, target.embed_tokens, ids.shape[0], ids
-    ).to(drafter.dtype)
-    reduced.load_state_dict({**drafter.state_dict(), "lm_head.weight": target.head_weight[ids]})
-    return reduced.requires_grad_(False)
-
-
 def main() -> None:
     parser = draft_parser(__doc__, minutes=25)
     parser.add_argument("--unroll-steps", type=int, default=UNROLL_STEPS)
     parser.add_argument(
         "--feature-layers", type=int, nargs="+", default=None, help="layers whose inputs are read; default: EAGLE-3's"
     )
-    parser.add_argument("--draft-vocab-size", type=int, default=None, help="most frequent ids of a head of its own")
     args = parser.parse_args()
     target, corpus = read_inputs(args)
-    counts, settings = corpus.counts(target.vocab_size), settings_of(args)
-    trainer, drafter = eagle3_trainer(target, counts, settings, args.unroll_steps, args.feature_layers)
+    trainer, drafter = eagle3_trainer(
+        target, corpus.counts(target.vocab_size), settings_of(args), args.unroll_steps, args.feature_layers
+    )
     run_training(trainer, corpus, args.out, args.minutes, args.tokens_per_step, args.max_steps)
-    if args.draft_vocab_size is not None:
-        drafter = with_own_head(drafter, target, corpus.frequent_ids(target.vocab_size, args.draft_vocab_size))
     save_drafter(drafter, args.out / "draft", target=target)
 
 

@@ -60,9 +60,9 @@ def test_a_command_leaves_a_draft_that_loads(
 def test_options_of_one_family_shape_its_draft(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, directory: Path
 ) -> None:
-    eagle3 = train(monkeypatch, directory, train_eagle3, tmp_path / "eagle3", "--draft-vocab-size", "24")
+    eagle3 = train(monkeypatch, directory, train_eagle3, tmp_path / "eagle3", "--feature-layers", "1", "5")
     assert isinstance(eagle3, Eagle3Drafter)
-    assert eagle3.head.weight.shape[0] == 24
+    assert eagle3.feature_layers == (1, 5)
     medusa = train(monkeypatch, directory, train_medusa, tmp_path / "medusa", "--num-heads", "3", "--num-layers", "2")
     assert isinstance(medusa, MedusaDrafter)
     assert (medusa.shape.num_heads, medusa.shape.num_layers) == (3, 2)
