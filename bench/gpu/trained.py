@@ -27,7 +27,6 @@ from bench.gpu.trained_pair import (
     SEED,
     TRAINED_SIZES,
     TrainedSize,
-    frequent_ids,
     split_documents,
     train_drafter,
     train_target,
@@ -95,7 +94,7 @@ def train_and_decode(
     left_s = max(end_time - time.monotonic(), 1.0)
     target, of_target = train_target(train_part, vocab_size, size, device, TARGET_SHARE * left_s)
     drafter, of_drafter = train_drafter(train_part, target, size, DRAFTER_SHARE * left_s)
-    known = frequent_ids(train_part, vocab_size, STATIC_SIZE)
+    known = train_part.frequent_ids(vocab_size, STATIC_SIZE)
     decoders = {vocab: SpeculativeDecoder(target, drafter, vocab, frequent_ids=known) for vocab in VOCABS}
 
     contexts, prompts = held_out_inputs(held_out, target.context_window - MARGIN, size.max_new_tokens)

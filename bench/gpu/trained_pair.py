@@ -13,23 +13,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.target import Target
 from nanospec.training.corpus import TokenizedCorpus, packed_batches
+from nanospec.training.draft_trainer import DraftTrainingSettings
 from nanospec.training.export_target import export_tensors
 from nanospec.training.master_weights import MasterWeights
 from nanospec.training.row_adam import RowAdam
 from nanospec.training.run_log import learning_rate_factor
-from nanospec.training.train_eagle import EagleTrainer, new_drafter
+from nanospec.training.train_eagle import eagle_trainer, new_drafter
 from nanospec.training.train_target import LONG_SHARE, TargetTrainer, target_config
 
 DTYPE = torch.bfloat16
 SEED = 0
 TARGET_RATES = {"matrix_lr": 0.02, "vector_lr": 0.003, "row_lr": 0.004, "weight_decay": 0.01}
-DRAFTER_RATES = {"matrix_lr": 0.01, "vector_lr": 0.003, "noise": 0.1}
+DRAFTER_RATES = {"matrix_lr": 0.01, "vector_lr": 0.003}
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def train_drafter(
 ) -> tuple[EagleDrafter, dict[str, float]]:
     """The drafter of `target` after `seconds` of distillation, and how it went."""
     device = target.device
-    args = Namespace(**DRAFTER_RATES, num_drawn=size.num_drawn, seed=SEED, seq_len=size.seq_len, compile=False)
+    settings = DraftTrainingSettings(size.seq_len, size.num_drawn, **DRAFTER_RATES, seed=SEED, compile=False)
     with torch.device(device):
-        trainer = EagleTrainer(target, corpus.counts(target.vocab_size).to(device), args)
+        trainer, trained = eagle_trainer(target, corpus.counts(target.vocab_size).to(device), settings)
     trainer.generator = torch.Generator(device).manual_seed(SEED)
     batches = packed_batches(corpus, size.tokens_per_step, SEED + 1)
 
@@ -89,7 +89,7 @@ def train_drafter(
     with torch.device(device):
         figures = _train_for(seconds, step, size.tokens_per_step)
     drafter = new_drafter(target)  # a fresh one, whose angles are computed on the CPU, as those of a loaded one
-    drafter.load_state_dict(trainer.drafter.state_dict())
+    drafter.load_state_dict(trained.state_dict())
     return drafter.to(device=device, dtype=DTYPE).eval().requires_grad_(False), figures
 
 
@@ -107,11 +107,6 @@ def take_documents(corpus: TokenizedCorpus, rows: np.ndarray) -> TokenizedCorpus
     starts = np.cumsum([0, *(len(piece) for piece in pieces)])
     response_starts = starts[:-1] + [corpus.prompt_length(row) for row in rows]
     return TokenizedCorpus(np.concatenate(pieces), starts, response_starts, [corpus.categories[row] for row in rows])
-
-
-def frequent_ids(corpus: TokenizedCorpus, vocab_size: int, num_ids: int) -> Tensor:
-    """int64 [num_ids], most frequent first, ties to the smaller id."""
-    return corpus.counts(vocab_size).sort(descending=True, stable=True).indices[:num_ids]
 
 
 def _move_target_trainer(trainer: TargetTrainer, args: Namespace, device: torch.device) -> None:

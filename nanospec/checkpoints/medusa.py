@@ -180,3 +180,26 @@ def _stacked(layout: _Layout, tensors: Mapping[str, Tensor], shape: MedusaShape)
     }
     state.update({f"outputs.{index}": tensors[name] for index, name in enumerate(layout.outputs)})
     return state
+
+
+def published_heads(drafter: MedusaDrafter) -> dict[str, Tensor]:
+    """The drafter's tensors under FasterDecoding's names: the inverse of `build_medusa_drafter`.
+
+    Raises ValueError for output rows that fewer than all heads own, or a token map: that layout has no name for either.
+    """
+    shape = drafter.shape
+    if shape.num_outputs not in (0, shape.num_heads) or drafter.token_map is not None:
+        raise ValueError(
+            f"drafter must have output rows of all ids in every head or in none, got {shape.num_outputs} "
+            f"matrices of {shape.num_rows} rows for {shape.num_heads} heads"
+        )
+    tensors = {}
+    for head in range(shape.num_heads):
+        for layer in range(shape.num_layers):
+            name = f"{head}.{layer}.linear"
+            tensors[f"{name}.weight"] = drafter.blocks[layer, head]
+            if drafter.biases is not None:
+                tensors[f"{name}.bias"] = drafter.biases[layer, head]
+        if shape.num_outputs:
+            tensors[f"{head}.{shape.num_layers}.weight"] = drafter.outputs[head]
+    return {name: tensor.detach() for name, tensor in tensors.items()}

@@ -8,9 +8,11 @@ from typing import Any, Literal, get_args
 from nanospec.checkpoints.draft_vocab_map import vocab_maps
 from nanospec.checkpoints.eagle import write_checkpoint
 from nanospec.checkpoints.eagle3 import AUX_LAYERS
+from nanospec.checkpoints.medusa import published_heads
 from nanospec.checkpoints.published_names import published_tensors
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.drafters.eagle3 import Eagle3Drafter
+from nanospec.drafters.medusa import MedusaDrafter
 from nanospec.target import Target
 
 Layout = Literal["official", "speculators"]
@@ -18,20 +20,29 @@ SPECULATORS_VERSION = "0.9.0"
 
 
 def save_drafter(
-    drafter: EagleDrafter, directory: str | Path, layout: Layout = "official", target: Target | None = None
+    drafter: EagleDrafter | MedusaDrafter,
+    directory: str | Path,
+    layout: Layout = "official",
+    target: Target | None = None,
 ) -> None:
     """Writes model.safetensors and config.json; `load_drafter` over the same target gives the same drafter back.
 
-    layout  "official": SafeAILab's names and flat config, EAGLE-1/2 and EAGLE-3 of one layer. "speculators": EAGLE-3
-            as that library saves it since 0.4; `target` is then named in the config, for engines that start from the
-            draft
+    layout  "official": SafeAILab's names and flat config, EAGLE-1/2 and EAGLE-3 of one layer; for Medusa heads
+            FasterDecoding's names and config. "speculators": EAGLE-3 as that library saves it since 0.4
+    target  named in the config by layouts that do so, "speculators" and Medusa's
     The embedding and the head are written where they are the drafter's own. The layers that EAGLE-3 reads stand under
     `eagle_aux_hidden_state_layer_ids`, as inputs; SGLang has a key of its own and takes the usual layers without it.
+    Medusa heads that score with the target's head are written without output rows.
 
     Raises ValueError for another layout or one that the drafter does not fit.
     """
     if layout not in get_args(Layout):
         raise ValueError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
+    if isinstance(drafter, MedusaDrafter):
+        if layout != "official":
+            raise ValueError(f"layout must be 'official' for Medusa heads, got {layout!r}")
+        write_checkpoint(directory, published_heads(drafter), _medusa_config(drafter, target))
+        return
     tensors = dict(published_tensors(drafter))
     if drafter.target_ids is not None:
         tensors.update(vocab_maps(drafter.target_ids, drafter.vocab_size))
@@ -49,6 +60,15 @@ def save_drafter(
         )
     tensors = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in tensors.items()}
     write_checkpoint(directory, tensors, _eagle3_config(drafter))
+
+
+def _medusa_config(drafter: MedusaDrafter, target: Target | None) -> dict[str, Any]:
+    return {
+        "base_model_name_or_path": None if target is None else target.config._name_or_path or None,
+        "medusa_num_heads": drafter.shape.num_heads,
+        "medusa_num_layers": drafter.shape.num_layers,
+        "torch_dtype": str(drafter.dtype).removeprefix("torch."),
+    }
 
 
 def _layer_config(drafter: EagleDrafter) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Training of the embedded demonstration pair from a corpus file: target, EAGLE drafter, evaluation, export."""
+"""Training from a corpus file: the embedded target, and drafters of every family for it; evaluation, export."""

@@ -42,6 +42,10 @@ class TokenizedCorpus:
         """Occurrences of every id, float32 [V]."""
         return torch.from_numpy(np.bincount(self.tokens, minlength=vocab_size).astype(np.float32))
 
+    def frequent_ids(self, vocab_size: int, num_ids: int) -> Tensor:
+        """int64 [num_ids], most frequent first, ties to the smaller id."""
+        return self.counts(vocab_size).sort(descending=True, stable=True).indices[:num_ids]
+
 
 def read_records(path: Path) -> Iterator[dict]:
     """Records of a .jsonl or .jsonl.xz file with at least `prompt` and `response`."""

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from nanospec.training.sampled_softmax import CHUNK_TOKENS, CLASS_MULTIPLE
 
+NEVER = -1e4  # log-weight of padding: probability 0, and 0 times its logarithm is 0
+
 
 class _FusedDistillation(torch.autograd.Function):
     """Chunk by chunk: the teacher's probabilities once, then every student's loss and gradient against them."""
@@ -21,7 +23,7 @@ class _FusedDistillation(torch.autograd.Function):
             p = (teacher[part] @ rows_t).float().add_(log_weight).softmax(-1)
             for index, student in enumerate(students):
                 log_q = (student[part] @ rows_t).float().add_(log_weight).log_softmax(-1)
-                losses[index] -= (p * log_q.clamp(min=-1e4)).sum()
+                losses[index] -= p.flatten().dot(log_q.flatten())
                 grads[index][part] = (log_q.exp_().sub_(p)).to(student.dtype) @ rows
         ctx.save_for_backward(*grads)
         ctx.num_tokens = num_tokens
@@ -42,5 +44,5 @@ def distillation_losses(teacher: Tensor, rows: Tensor, log_weight: Tensor, stude
     """
     padding = -rows.shape[0] % CLASS_MULTIPLE
     rows = nn.functional.pad(rows, (0, 0, 0, padding))
-    log_weight = nn.functional.pad(log_weight, (0, padding), value=float("-inf"))
+    log_weight = nn.functional.pad(log_weight, (0, padding), value=NEVER)
     return _FusedDistillation.apply(teacher, rows, log_weight, *students)

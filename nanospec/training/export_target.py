@@ -77,8 +77,8 @@ def main() -> None:
     checkpoint = torch.load(args.run / "checkpoint.pt", weights_only=True)
     export_target(checkpoint, args.tokenizer, args.out / "target")
     tokenizer = read_tokenizer(args.tokenizer)
-    counts = tokenize_corpus(args.corpus, tokenizer, args.run.parent / "tokens").counts(tokenizer.get_vocab_size())
-    frequent = counts.sort(descending=True, stable=True).indices[:NUM_FREQUENT]
+    corpus = tokenize_corpus(args.corpus, tokenizer, args.run.parent / "tokens")
+    frequent = corpus.frequent_ids(tokenizer.get_vocab_size(), NUM_FREQUENT)
     (args.out / "draft").mkdir(exist_ok=True)
     write_static_list(args.out / "draft" / "frequent_ids.safetensors", frequent.to(torch.int32))
 

@@ -21,6 +21,8 @@ def learning_rate_factor(progress: float) -> float:
 class TimedRun:
     """Calls `step(progress) -> (loss, tokens)` until `minutes` of training time are spent, counted over restarts.
 
+    progress: the share of the time that is spent, or of the steps if that is more and there is a limit of them. A run
+    that ends by its steps has the same learning rates on every machine.
     state() and load(state) give and take what a checkpoint must hold. Files: out/log.jsonl, out/checkpoint.pt.
     """
 
@@ -37,12 +39,17 @@ class TimedRun:
     def checkpoint(self) -> Path:
         return self.out / "checkpoint.pt"
 
+    def progress(self, max_steps: int | None) -> float:
+        """In [0, 1); only asked while there is something left to do."""
+        spent = self.elapsed / self.budget
+        return spent if max_steps is None else max(spent, self.num_steps / max_steps)
+
     def run(self, step: Callable[[float], tuple[float, int]], max_steps: int | None = None) -> None:
         smooth, last_save, last_log, since = None, time.monotonic(), time.monotonic(), 0
         with (self.out / "log.jsonl").open("a") as log:
             while self.elapsed < self.budget and (max_steps is None or self.num_steps < max_steps):
                 began = time.monotonic()
-                loss, tokens = step(self.elapsed / self.budget)
+                loss, tokens = step(self.progress(max_steps))
                 self.elapsed += time.monotonic() - began
                 self.num_steps, self.num_tokens, since = self.num_steps + 1, self.num_tokens + tokens, since + tokens
                 smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss

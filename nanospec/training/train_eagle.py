@@ -1,165 +1,94 @@
-"""Trains an EAGLE-1 drafter for a target by distillation, unrolled over its own outputs.
+"""Trains an EAGLE-1 drafter for a target by distillation, unrolled over its own outputs (see `unrolling`).
 
-    python -m nanospec.training.train_eagle --corpus train.jsonl.xz --target DIR --out runs/draft --minutes 25
-
-Step s of the unrolling feeds the features that step s - 1 predicted, as drafting does (HASS, Zhang et al. 2024;
-EAGLE-3's training-time test): position t attends to true features up to t - s + 1 and to predicted ones after that.
+python -m nanospec.training.train_eagle --corpus train.jsonl.xz --target DIR --out runs/draft --minutes 25
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanospec.checkpoints.eagle import save_eagle_drafter
-from nanospec.checkpoints.target import load_target
-from nanospec.checkpoints.tokenizer import read_tokenizer
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
 from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target
-from nanospec.training.corpus import packed_batches, tokenize_corpus
-from nanospec.training.distillation import distillation_losses
-from nanospec.training.master_weights import MasterWeights
-from nanospec.training.run_log import TimedRun, learning_rate_factor
-from nanospec.training.sampled_softmax import ClassSampler
+from nanospec.training.draft_run import draft_parser, read_inputs, run_training, settings_of
+from nanospec.training.draft_trainer import DraftTrainer, DraftTrainingSettings, Lesson, Reading
+from nanospec.training.unrolling import unroll
 
 EMBEDDING_GAIN = 0.1  # at first the feature counts
-FEATURE_LOSS_WEIGHT = 0.1
-UNROLL_WEIGHTS = (1.0, 0.8, 0.64)
+FEATURE_WEIGHT = 0.1
+UNROLL_STEPS = 3
 
 
-class UnrolledAttention:
-    """Causal attention of one unrolling step over the keys of the first step and, diagonally, of later ones."""
+class EagleStudent:
+    """An EAGLE-1 drafter in training. noise: width of the uniform noise on the features of the first step."""
 
-    def __init__(self, length: int, num_groups: int) -> None:
-        self.num_groups = num_groups
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.distance = torch.arange(length)[:, None] - torch.arange(length)[None]
+    feature_layers = None
+    feature_weight = FEATURE_WEIGHT
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [B, H, n, d]; key, value [B, KV, n, d] of this step -> [B, H, n, d]."""
-        self.keys.append(key.repeat_interleave(self.num_groups, 1))
-        self.values.append(value.repeat_interleave(self.num_groups, 1))
-        step = len(self.keys)  # 1 for the first
-        if step == 1:
-            return nn.functional.scaled_dot_product_attention(query, self.keys[0], self.values[0], is_causal=True)
-        query = query * query.shape[-1] ** -0.5
-        # Position t sees first-step keys at s <= t - (step - 1); the first positions keep their own, to see something.
-        hidden = (self.distance < step - 1) & ~((self.distance == 0) & (torch.arange(len(self.distance)) < step - 1))
-        scores = [(query @ self.keys[0].mT).masked_fill(hidden, torch.finfo(query.dtype).min)]
-        shifts = [step - 1 - later for later in range(1, step)]  # step j < this one predicted t - (step - j)
-        for later, shift in enumerate(shifts, start=1):
-            scores.append((query * _shifted(self.keys[later], shift)).sum(-1, keepdim=True))
-        weights = torch.cat(scores, -1).softmax(-1)
-        mixed = weights[..., : -len(shifts)] @ self.values[0]
-        for later, shift in enumerate(shifts, start=1):
-            column = weights.shape[-1] - len(shifts) + later - 1
-            mixed = mixed + weights[..., column, None] * _shifted(self.values[later], shift)
-        return mixed
+    def __init__(self, drafter: EagleDrafter, noise: float) -> None:
+        self.module, self.noise = drafter, noise
+
+    def lesson(self, token_ids: Tensor, reading: Reading, generator: torch.Generator) -> Lesson:
+        """Row t: from the feature of position t and token t + 1 the feature of position t + 1."""
+        states = reading.features[:, :-1]
+        noise = torch.rand(states.shape, generator=generator, dtype=torch.float32) - 0.5
+        noise = (noise * self.noise).to(states.dtype)
+        return Lesson(unroll(self.module, token_ids[:, 1:], states, UNROLL_STEPS, noise), reading.last_states[:, 1:])
 
 
-def _shifted(rows: Tensor, shift: int) -> Tensor:
-    """rows [B, H, n, d] -> row t holds row t - shift; the first ones stay."""
-    return rows if shift == 0 else torch.cat((rows[:, :, :shift], rows[:, :, :-shift]), 2)
-
-
-class EagleTrainer:
-    """Distils the target's next-token distribution and features into one decoder layer.
-
-    Raises NotImplementedError for a target that caps its logits.
-    """
-
-    def __init__(self, target: Target, counts: Tensor, args: argparse.Namespace) -> None:
-        if target.logit_soft_cap is not None:
-            raise NotImplementedError(f"target must not cap its logits to be distilled, got {target.logit_soft_cap}")
-        self.target, self.args = target, args
-        self.generator = torch.Generator().manual_seed(args.seed)
-        torch.manual_seed(args.seed)
-        self.drafter = new_drafter(target)
-        self.weights = MasterWeights(
-            dict(self.drafter.named_parameters()), args.matrix_lr, args.vector_lr, weight_decay=0.01
-        )
-        self.drafter.to(torch.bfloat16)
-        self.sampler = ClassSampler(counts, args.num_drawn)
-        self.rotation = self.drafter.rotation(args.seq_len - 1)
-        self.target_features = (
-            torch.compile(self._target_features, dynamic=False) if args.compile else self._target_features
-        )
-
-    @torch.no_grad()
-    def _target_features(self, token_ids: Tensor) -> Tensor:
-        return self.target.model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
-
-    def step(self, tokens: Tensor, lr_factor: float) -> float:
-        """One update on int64 [n + 1] packed tokens; returns the first step's distillation loss in nats."""
-        token_ids = tokens[:-1].view(-1, self.args.seq_len)
-        features = self.target_features(token_ids)
-        class_ids, log_weight = self.sampler.draw(tokens, self.generator)
-        rows = self.target.head_weight.detach()[class_ids]
-        predicted = self.unroll(token_ids, features)
-        goal = features[:, 1:]
-        teacher = goal.flatten(0, 1).contiguous()
-        losses = distillation_losses(teacher, rows, log_weight, [p.flatten(0, 1) for p in predicted])
-        total = torch.zeros(())
-        for weight, loss, prediction in zip(UNROLL_WEIGHTS, losses, predicted, strict=True):
-            distance = nn.functional.smooth_l1_loss(prediction, goal)
-            total = total + weight * (loss + FEATURE_LOSS_WEIGHT * distance.float())
-        total.backward()
-        self.weights.step(lr_factor)
-        return float(losses[0].detach())
-
-    def unroll(self, token_ids: Tensor, features: Tensor) -> list[Tensor]:
-        """Predictions [B, L - 1, D] of the next feature, one per unrolling step."""
-        drafter = self.drafter
-        embedded = self.target.embed_tokens(token_ids[:, 1:]).detach()
-        inputs, predictions = features[:, :-1], []
-        noise = torch.rand(inputs.shape, generator=self.generator, dtype=torch.float32) - 0.5
-        inputs = inputs + (noise * self.args.noise).to(inputs.dtype)
-        attend = UnrolledAttention(inputs.shape[1], drafter.shape.num_heads // drafter.shape.num_kv_heads)
-        for _ in UNROLL_WEIGHTS:
-            hidden = drafter.fc(torch.cat((embedded, inputs), -1))
-            predictions.append(drafter.layers[0](hidden, self.rotation, attend))
-            inputs = torch.cat((features[:, :1], predictions[-1][:, :-1]), 1)
-        return predictions
-
-    def state(self) -> dict:
-        return {"weights": self.weights.state_dict(), "generator": self.generator.get_state()}
-
-    def load_state(self, state: dict) -> None:
-        self.weights.load_state_dict(state["weights"])
-        self.generator.set_state(state["generator"])
+def eagle_trainer(
+    target: Target, counts: Tensor, settings: DraftTrainingSettings, noise: float = 0.1
+) -> tuple[DraftTrainer, EagleDrafter]:
+    """A trainer and the fresh drafter that it trains; raises as `DraftTrainer`."""
+    torch.manual_seed(settings.seed)
+    drafter = new_drafter(target)
+    return DraftTrainer(target, EagleStudent(drafter, noise), counts, settings), drafter
 
 
 def new_drafter(target: Target) -> EagleDrafter:
     """A fresh drafter that nearly starts as the identity on the feature: the layer adds nothing, fc a little noise."""
+    width = target.head_weight.shape[1]
+    drafter = EagleDrafter(
+        eagle_shape(target), target.config, target.embed_tokens, GatheredHead(target.head_weight, None)
+    )
+    start_silent(drafter)
+    with torch.no_grad():
+        drafter.fc.weight[:, :width] *= EMBEDDING_GAIN
+        drafter.fc.weight[:, width:] = torch.eye(width)
+    return drafter
+
+
+def eagle_shape(target: Target, **switches: Any) -> EagleShape:
+    """One layer with the sizes of the target's; switches: further fields of the shape."""
     config = target.config
-    shape = EagleShape(
+    return EagleShape(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
-        head_dim=config.hidden_size // config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         num_layers=1,
         rms_norm_eps=config.rms_norm_eps,
         hidden_act="silu",
         fc_bias=False,
         qkv_bias=False,
+        **switches,
     )
-    drafter = EagleDrafter(shape, config, target.embed_tokens, GatheredHead(target.head_weight, None))
+
+
+def start_silent(drafter: EagleDrafter) -> None:
+    """Random projections of unit gain, and layers that add nothing yet."""
     with torch.no_grad():
         for module in drafter.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        drafter.fc.weight[:, : config.hidden_size] *= EMBEDDING_GAIN
-        drafter.fc.weight[:, config.hidden_size :] = torch.eye(config.hidden_size)
         for name, parameter in drafter.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(parameter)
-    return drafter
 
 
 def published_config(drafter: EagleDrafter, target: Target) -> dict:
@@ -186,39 +115,14 @@ def published_config(drafter: EagleDrafter, target: Target) -> dict:
     }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--target", type=Path, required=True, help="directory of the target, its tokenizer included")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=25)
-    parser.add_argument("--tokens-per-step", type=int, default=8192)
-    parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--num-drawn", type=int, default=2048, help="expected number of classes beside the batch's own")
-    parser.add_argument("--matrix-lr", type=float, default=0.01)
-    parser.add_argument("--vector-lr", type=float, default=0.003)
-    parser.add_argument("--noise", type=float, default=0.1, help="width of the uniform noise on the features")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--max-steps", type=int, default=None, help="stop earlier, for trying settings")
-    return parser.parse_args()
-
-
 def main() -> None:
-    args = parse_args()
-    target, _ = load_target(args.target, dtype="bfloat16", device="cpu")
-    target.requires_grad_(False)
-    tokenizer = read_tokenizer(args.target / "tokenizer.json.xz")
-    corpus = tokenize_corpus(args.corpus, tokenizer, args.out.parent / "tokens")
-    trainer = EagleTrainer(target, corpus.counts(target.vocab_size), args)
-    run = TimedRun(args.out, args.minutes, trainer.state, trainer.load_state)
-    batches = packed_batches(corpus, args.tokens_per_step, args.seed + 1000 + run.num_steps)
-
-    def step(progress: float) -> tuple[float, int]:
-        return trainer.step(next(batches), learning_rate_factor(progress)), args.tokens_per_step
-
-    run.run(step, args.max_steps)
-    save_eagle_drafter(trainer.drafter, args.out / "draft", published_config(trainer.drafter, target))
+    parser = draft_parser(__doc__, minutes=25)
+    parser.add_argument("--noise", type=float, default=0.1, help="width of the uniform noise on the features")
+    args = parser.parse_args()
+    target, corpus = read_inputs(args)
+    trainer, drafter = eagle_trainer(target, corpus.counts(target.vocab_size), settings_of(args), args.noise)
+    run_training(trainer, corpus, args.out, args.minutes, args.tokens_per_step, args.max_steps)
+    save_eagle_drafter(drafter, args.out / "draft", published_config(drafter, target))
 
 
 if __name__ == "__main__":

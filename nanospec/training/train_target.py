@@ -125,7 +125,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--max-steps", type=int, default=None, help="stop earlier, for trying settings")
+    parser.add_argument("--max-steps", type=int, default=None, help="the run ends there if that comes earlier")
     return parser.parse_args()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nanospec.checkpoints import load_drafter, save_drafter
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.target import Target
-from tests.checkpoints import eagle3_files, test_eagle
+from tests.checkpoints import eagle3_files, test_eagle, test_medusa
 from tests.checkpoints.eagle3_files import CONFIG, HIDDEN, full_vocabulary, official, random_tensors, speculators
 from tests.checkpoints.test_eagle3 import states_of
 
@@ -100,6 +100,40 @@ def test_saving_and_loading_eagle_1_is_the_identity(
     assert torch.equal(test_eagle.states_of(again), test_eagle.states_of(drafter))
     # A true "bias" is read as biases of attention by some engines; absent means a bias of fc.
     assert json.loads((tmp_path / "b" / "config.json").read_text()).get("bias") is (None if bias else False)
+
+
+@pytest.mark.parametrize("layout", [test_medusa.published, test_medusa.vllm])
+@pytest.mark.parametrize(("outputs", "num_layers", "bias"), [("own", 1, True), ("none", 2, False), ("own", 0, False)])
+def test_saving_and_loading_medusa_is_the_identity(
+    tmp_path: Path, target: Target, layout: Any, outputs: str, num_layers: int, bias: bool
+) -> None:
+    tensors = layout(test_medusa.heads(num_layers, bias=bias), outputs)
+    drafter = load_drafter(test_medusa.write(tmp_path / "a", tensors), target)
+    save_drafter(drafter, tmp_path / "b", target=target)
+    again = load_drafter(tmp_path / "b", target)
+    assert again.shape == drafter.shape
+    state = again.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in drafter.state_dict().items())
+    saved, config = (
+        load_file(tmp_path / "b" / "model.safetensors"),
+        json.loads((tmp_path / "b" / "config.json").read_text()),
+    )
+    if layout is test_medusa.published:
+        assert saved.keys() == tensors.keys()
+        assert all(torch.equal(saved[name], tensor) for name, tensor in tensors.items())
+    assert (config["medusa_num_heads"], config["medusa_num_layers"]) == (test_medusa.HEADS, num_layers)
+
+
+def test_medusa_heads_that_the_layout_has_no_names_for_are_refused(tmp_path: Path, target: Target) -> None:
+    shared = load_drafter(test_medusa.write(tmp_path / "a", test_medusa.vllm(test_medusa.heads(), "shared")), target)
+    with pytest.raises(ValueError, match="output rows of all ids in every head or in none, got 1 matrices of 37 rows"):
+        save_drafter(shared, tmp_path / "c")
+    some = {**test_medusa.vllm(test_medusa.heads(num_rows=4)), "token_map": test_medusa.TOKEN_MAP}
+    with pytest.raises(ValueError, match="output rows of all ids in every head or in none, got 5 matrices of 4 rows"):
+        save_drafter(load_drafter(test_medusa.write(tmp_path / "b", some), target), tmp_path / "c")
+    with pytest.raises(ValueError, match="layout must be 'official' for Medusa heads, got 'speculators'"):
+        save_drafter(shared, tmp_path / "c", "speculators")
+    assert not (tmp_path / "c").exists()
 
 
 def test_layouts_that_are_none_are_refused(tmp_path: Path, target: Target) -> None:

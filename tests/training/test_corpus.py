@@ -46,6 +46,7 @@ def test_documents_are_prompt_and_response_between_control_ids(tmp_path: Path, t
     assert [corpus.prompt_length(index) for index in range(3)] == [5, 3, 4]
     assert corpus.categories == ["chat", "all", "code"]
     assert corpus.counts(10).tolist() == [0, 3, 3, 3, 3, 2, 3, 2, 0, 0]
+    assert corpus.frequent_ids(10, 7).tolist() == [1, 2, 3, 4, 6, 5, 7]
 
 
 def test_a_second_call_reads_the_arrays_back(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -43,7 +43,13 @@ def test_a_new_run_resumes_where_the_last_one_stopped(tmp_path: Path) -> None:
     resumed.run(second.step, max_steps=5)
     assert (second.value, resumed.num_steps, resumed.num_tokens) == (5, 5, 50)
     assert resumed.elapsed >= run.elapsed
-    assert second.progress[0] == run.elapsed / run.budget
+    assert second.progress == [3 / 5, 4 / 5]
+
+
+def test_progress_is_the_larger_share_of_time_and_steps(tmp_path: Path) -> None:
+    run = Counter().start(tmp_path)
+    run.elapsed, run.num_steps = run.budget / 4, 10
+    assert [run.progress(max_steps) for max_steps in (None, 100, 20)] == [0.25, 0.25, 0.5]
 
 
 def test_a_spent_budget_takes_no_more_steps(tmp_path: Path) -> None:

@@ -1,19 +1,19 @@
-"""Training unrolls the drafter exactly as drafting runs it."""
+"""An EAGLE-1 drafter in training and in its file."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nanospec.checkpoints import load_eagle_drafter, save_eagle_drafter
+from nanospec.drafters.eagle import EagleDrafter
 from nanospec.target import Target
-from nanospec.training.train_eagle import UNROLL_WEIGHTS, EagleTrainer, published_config
+from nanospec.training.draft_trainer import DraftTrainer, DraftTrainingSettings, Reading
+from nanospec.training.train_eagle import EagleStudent, eagle_trainer, published_config
 from tests.tiny_families import family_model
 
 VOCAB, SEQ_LEN, HIDDEN = 50, 16, 128
@@ -31,48 +31,9 @@ def build_target(dtype: torch.dtype) -> Target:
     return Target(LlamaForCausalLM(config).to(dtype).requires_grad_(False))
 
 
-def build_trainer(target: Target, noise: float) -> EagleTrainer:
-    args = argparse.Namespace(
-        seed=0, num_drawn=40, matrix_lr=0.01, vector_lr=0.003, seq_len=SEQ_LEN, noise=noise, compile=False
-    )
-    return EagleTrainer(target, torch.ones(VOCAB), args)
-
-
-def random_weights(trainer: EagleTrainer) -> None:
-    generator = torch.Generator().manual_seed(1)
-    trainer.drafter.double().requires_grad_(False)
-    for parameter in trainer.drafter.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1)
-    trainer.rotation = trainer.drafter.rotation(SEQ_LEN - 1)
-
-
-def chain_state(trainer: EagleTrainer, tokens: Tensor, features: Tensor, num_advances: int) -> Tensor:
-    """State [D] of the drafter behind `tokens` [n], the last `num_advances` of which are drafted."""
-    drafter, certain = trainer.drafter, tokens.shape[0] - num_advances
-    drafter.reset(SEQ_LEN)
-    state = drafter.extend(tokens[None, :certain], features[None, :certain])
-    for depth in range(1, num_advances + 1):
-        token = tokens[None, certain + depth - 1, None]
-        state = drafter.advance(token, state, depth, torch.ones(1, 1, depth, dtype=torch.bool))
-    return state[0, 0]
-
-
-@pytest.mark.parametrize("unroll_step", range(1, len(UNROLL_WEIGHTS) + 1))
-def test_every_unrolling_step_is_a_chain_of_the_drafter(unroll_step: int) -> None:
-    """Row t holds token t + 1; step s takes rows 0 .. t - s + 1 with true features and drafts the s - 1 after them."""
-    target = build_target(torch.float64)
-    trainer = build_trainer(target, noise=0.0)
-    random_weights(trainer)
-    generator = torch.Generator().manual_seed(2)
-    token_ids = torch.randint(VOCAB, (2, SEQ_LEN), generator=generator)
-    features = torch.randn(2, SEQ_LEN, HIDDEN, generator=generator, dtype=torch.float64)
-
-    predictions = trainer.unroll(token_ids, features)[unroll_step - 1]
-    assert predictions.shape == (2, SEQ_LEN - 1, HIDDEN)
-    for sequence in range(2):
-        for row in range(unroll_step - 1, SEQ_LEN - 1):
-            state = chain_state(trainer, token_ids[sequence, 1 : row + 2], features[sequence], unroll_step - 1)
-            torch.testing.assert_close(predictions[sequence, row], state, rtol=0, atol=ATOL)
+def build_trainer(target: Target, noise: float) -> tuple[DraftTrainer, EagleDrafter]:
+    settings = DraftTrainingSettings(SEQ_LEN, num_drawn=40, compile=False)
+    return eagle_trainer(target, torch.ones(VOCAB), settings, noise)
 
 
 def test_noise_moves_the_first_inputs_by_at_most_half_its_width() -> None:
@@ -81,15 +42,15 @@ def test_noise_moves_the_first_inputs_by_at_most_half_its_width() -> None:
     features = torch.randn(1, SEQ_LEN, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     states = []
     for noise in (0.0, 0.5):
-        trainer = build_trainer(target, noise)
-        trainer.drafter.double()
-        states.append(trainer.unroll(token_ids, features)[0])  # a new drafter passes the feature on
+        trainer, drafter = build_trainer(target, noise)
+        lesson = EagleStudent(drafter, noise).lesson(token_ids, Reading(features, features), trainer.generator)
+        states.append(lesson.predicted[0])  # a new drafter passes the feature on
     distance = (states[1] - states[0]).abs()
     assert 0 < distance.max() <= 0.25 + ATOL
 
 
 def test_a_step_is_finite_and_repeated_steps_lower_the_loss() -> None:
-    trainer = build_trainer(build_target(torch.bfloat16), noise=0.1)
+    trainer, _ = build_trainer(build_target(torch.bfloat16), noise=0.1)
     tokens = torch.randint(VOCAB, (4 * SEQ_LEN + 1,), generator=torch.Generator().manual_seed(4))
     losses = [trainer.step(tokens, 1.0) for _ in range(6)]
     assert all(math.isfinite(loss) for loss in losses)
@@ -98,20 +59,21 @@ def test_a_step_is_finite_and_repeated_steps_lower_the_loss() -> None:
 
 def test_the_trained_drafter_survives_its_file(tmp_path: Path) -> None:
     target = build_target(torch.bfloat16)
-    trainer = build_trainer(target, noise=0.1)
-    save_eagle_drafter(trainer.drafter, tmp_path, published_config(trainer.drafter, target))
+    _, drafter = build_trainer(target, noise=0.1)
+    save_eagle_drafter(drafter, tmp_path, published_config(drafter, target))
     loaded = load_eagle_drafter(tmp_path, target)
     state = loaded.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in trainer.drafter.state_dict().items())
-    assert loaded.shape == trainer.drafter.shape
+    assert all(torch.equal(state[name], value) for name, value in drafter.state_dict().items())
+    assert loaded.shape == drafter.shape
 
 
 def test_training_and_drafting_turn_by_the_same_angles(tmp_path: Path) -> None:
     """Angles that were rounded with the weights in training would differ from those of a float32 run of the file."""
-    trainer = build_trainer(build_target(torch.bfloat16), noise=0.0)
-    save_eagle_drafter(trainer.drafter, tmp_path, published_config(trainer.drafter, trainer.target))
-    drafter = load_eagle_drafter(tmp_path, build_target(torch.float32))
-    for trained, drafted in zip(trainer.rotation, drafter.rotation(SEQ_LEN - 1), strict=True):
+    target = build_target(torch.bfloat16)
+    _, drafter = build_trainer(target, noise=0.0)
+    save_eagle_drafter(drafter, tmp_path, published_config(drafter, target))
+    loaded = load_eagle_drafter(tmp_path, build_target(torch.float32))
+    for trained, drafted in zip(drafter.rotation(SEQ_LEN - 1), loaded.rotation(SEQ_LEN - 1), strict=True):
         assert torch.equal(trained, drafted.bfloat16())
 
 
