@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nanospec.autoregression import AutoregressiveLoop
+from nanospec.batch.engine import BatchEngine
+from nanospec.batch.generate import BatchRequest, generate_all
+from nanospec.batch.tree import DEFAULT_MAX_BATCH, batch_tree
 from nanospec.checkpoints.causal_lm import build_causal_lm_drafter
 from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
@@ -252,6 +255,31 @@ class SpeculativeDecoder:
         """Like `generate`, one piece per target pass; `last_stats` holds the figures afterwards."""
         request = self._request(input_ids, **settings)
         return self._stream(request, OutputCutter(request, self._text_stream(request)))
+
+    def generate_many(
+        self,
+        requests: Iterable[BatchRequest],
+        max_batch: int = DEFAULT_MAX_BATCH,
+        tree: TreeArgument = None,
+        **settings: Any,
+    ) -> Iterator[tuple[int, GenerationResult]]:
+        """Decode many requests, up to `max_batch` of them together: (place among the requests, result), as they finish.
+
+        requests  token ids, or mappings of "input_ids" and what `generate` takes beside them; read one by one, whenever
+                  a row is free. settings hold for requests without one of their own
+        tree      as of the class; None: a smaller one than for single requests, see `default_batch_tree`
+
+        Raises what `batch_engine` raises, at once; while iterating, what `generate` raises, at the request in question:
+        what else is running is dropped then.
+        """
+        return generate_all(self.batch_engine(max_batch, tree), requests, settings)
+
+    def batch_engine(self, max_batch: int = DEFAULT_MAX_BATCH, tree: TreeArgument = None) -> BatchEngine:
+        """What `generate_many` runs on, to be driven step by step: `submit`, `step`, `cancel`.
+
+        Raises TypeError or ValueError for a max_batch below 1 or a tree that does not fit, and as `BatchEngine`.
+        """
+        return BatchEngine(self, max_batch, batch_tree(self, max_batch, tree), self._request, self._temperature_for)
 
     def generate_autoregressive(
         self, input_ids: Tensor | Sequence[int], *, return_candidates: bool = False, **settings: Any
