@@ -32,6 +32,7 @@ from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
+from nanospec.one_thread import steps_of_one_thread
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams
@@ -57,7 +58,8 @@ FREQUENT_IDS = "frequent_ids.safetensors"
 
 
 class SpeculativeDecoder:
-    """Speculative decoding, one sequence at a time; lossless unless a request names a lossy acceptance.
+    """Speculative decoding, one sequence at a time or many in a batch; lossless unless a request names a lossy
+    acceptance. For one thread at a time: RuntimeError for a second one, also by another decoder over these modules.
 
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE", "hybrid:N" (N frequent ids and in-context), each
@@ -296,12 +298,12 @@ class SpeculativeDecoder:
 
     def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
         loop, stats = self._speculate(request, self.tree)
-        for piece in cutter.pieces(loop.steps()):
+        for piece in cutter.pieces(steps_of_one_thread(loop.steps(), self.target, self.drafter)):
             self._finish(stats, cutter)
             yield piece
 
     def _collect(self, cutter: OutputCutter, steps: Iterator[list[int]], stats: GenerationStats) -> GenerationResult:
-        for _ in cutter.pieces(steps):
+        for _ in cutter.pieces(steps_of_one_thread(steps, self.target, self.drafter)):
             pass
         self._finish(stats, cutter)
         assert cutter.finish_reason is not None, "a loop ended before its request did"

@@ -6,7 +6,6 @@ rows, without gaps, and the next request that waits takes the row behind them.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from nanospec.batch.row_choice import RowChoice
 from nanospec.batch.rows import BatchRows
 from nanospec.batch.step import BatchStep
 from nanospec.drafters.eagle import EagleDrafter
+from nanospec.one_thread import one_thread
 from nanospec.request import Request
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.speculation import WIDTH_MULTIPLE, SpeculativeLoop
@@ -113,7 +113,7 @@ class BatchEngine:
         self._waiting: deque[tuple[int, Request]] = deque()
         self._running: list[_Running] = []
         self._num_submitted = 0
-        self._lock, self._state = threading.Lock(), "ready"
+        self._state = "ready"
 
     @property
     def num_running(self) -> int:
@@ -130,7 +130,7 @@ class BatchEngine:
 
         Raises what `generate` raises for the request.
         """
-        with self._exclusive():
+        with self._alone():
             request = self._prepare(input_ids, **settings)
             self._num_submitted += 1
             self._waiting.append((self._num_submitted, request))
@@ -141,7 +141,7 @@ class BatchEngine:
 
         Raises ValueError for a handle that is neither: never given, finished or cancelled before.
         """
-        with self._exclusive():
+        with self._alone():
             for row, running in enumerate(self._running):
                 if running.handle == handle:
                     self._free(row)
@@ -154,7 +154,7 @@ class BatchEngine:
 
     def close(self) -> None:
         """Drop all requests and all memory; further calls raise RuntimeError."""
-        with self._exclusive(even_torn=True):
+        with self._alone(must_be_ready=False):
             self._waiting.clear()
             self._running.clear()
             self._state = "closed"
@@ -167,7 +167,7 @@ class BatchEngine:
 
         A request may come twice: with its first token, and with those of its first step. Empty if there is no work.
         """
-        with self._exclusive():
+        with self._alone():
             self._state = "torn"  # until all of it is done
             pieces = []
             while self._waiting and self.num_running < self.max_batch:
@@ -260,14 +260,9 @@ class BatchEngine:
         self._choice = None
 
     @contextmanager
-    def _exclusive(self, even_torn: bool = False) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("a batch engine works for one thread at a time: another thread is inside a call")
-        try:
-            if self._state == "closed" and not even_torn:
-                raise RuntimeError("the batch engine is closed: make another")
-            if self._state == "torn" and not even_torn:
-                raise RuntimeError("the batch engine was torn by an exception within a step: close it, make another")
+    def _alone(self, must_be_ready: bool = True) -> Iterator[None]:
+        with one_thread(self):
+            if must_be_ready and self._state != "ready":
+                reason = "is closed" if self._state == "closed" else "was torn by an exception within a step"
+                raise RuntimeError(f"the batch engine {reason}: make another")
             yield
-        finally:
-            self._lock.release()

@@ -1,10 +1,13 @@
-"""The tree of a batch: every verified node costs as many rows of work as there are requests."""
+"""The tree of a batch: every node that a tree has is a row of work for each of the requests."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from nanospec.decoder_options import TreeArgument, as_tree_shape
+from nanospec.drafters.drafter import deepest_tree
 from nanospec.static_tree import StaticTree
 from nanospec.tree_shape import TreeShape
 
@@ -12,14 +15,37 @@ if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
 
 DEFAULT_MAX_BATCH = 8
+# Nodes of all trees together in one target pass: beyond, a pass takes as much longer as it has more of them.
+CPU_NODES, ACCELERATOR_NODES = 96, 480
+FEWEST_NODES, MOST_BRANCHING = 4, 4
+
+
+def default_batch_tree(tree: TreeShape, max_batch: int, device: torch.device) -> TreeShape:
+    """The tree of single requests, cut so that `max_batch` of them have 96 nodes on a CPU, 480 elsewhere, but at least
+    4 each; what is cut has at most 4 children per node."""
+    num_nodes = (CPU_NODES if device.type == "cpu" else ACCELERATOR_NODES) // max_batch
+    if tree.num_nodes <= max(num_nodes, FEWEST_NODES):
+        return tree
+    num_nodes = max(num_nodes, FEWEST_NODES)
+    shape = TreeShape(min(tree.depth, num_nodes - 1), min(tree.branching, MOST_BRANCHING), num_nodes)
+    return shape._replace(num_nodes=min(num_nodes, 1 + shape.num_candidates)).validated()
 
 
 def batch_tree(decoder: SpeculativeDecoder, max_batch: int, tree: TreeArgument) -> TreeShape | StaticTree:
-    """The tree that a batch of `decoder` grows: what is named, or a default."""
+    """The tree that a batch of `decoder` grows: what is named, its own StaticTree, or `default_batch_tree`.
+
+    Raises TypeError or ValueError naming the argument that is wrong.
+    """
     if isinstance(max_batch, bool) or not isinstance(max_batch, int):
         raise TypeError(f"max_batch must be an int, got {max_batch!r}")
     if max_batch < 1:
         raise ValueError(f"max_batch must be at least 1, got {max_batch}")
     if tree is None:
-        return decoder.static_tree or decoder.tree
-    return tree if isinstance(tree, StaticTree) else as_tree_shape(tree)
+        return decoder.static_tree or default_batch_tree(decoder.tree, max_batch, decoder.target.device)
+    shape, num_rows = as_tree_shape(tree), decoder.vocab.select(None).draft_ids.shape[-1]
+    if shape.branching > num_rows:
+        raise ValueError(f"tree branching must be at most {num_rows}, the rows of the vocabulary, got {shape}")
+    most_levels = deepest_tree(decoder.drafter)
+    if most_levels is not None and shape.depth > most_levels:
+        raise ValueError(f"tree depth must be at most {most_levels} for this drafter, got {shape}")
+    return tree if isinstance(tree, StaticTree) else shape
