@@ -281,7 +281,11 @@ class SpeculativeDecoder:
 
         Raises TypeError or ValueError for a max_batch below 1 or a tree that does not fit, and as `BatchEngine`.
         """
-        return BatchEngine(self, max_batch, batch_tree(self, max_batch, tree), self._request, self._temperature_for)
+
+        def engine(shape: TreeShape | StaticTree) -> BatchEngine:
+            return BatchEngine(self, max_batch, shape, self._request, self._temperature_for)
+
+        return engine(batch_tree(self, max_batch, tree, engine))
 
     def generate_autoregressive(
         self, input_ids: Tensor | Sequence[int], *, return_candidates: bool = False, **settings: Any

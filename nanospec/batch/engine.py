@@ -116,6 +116,16 @@ class BatchEngine:
         self._state = "ready"
 
     @property
+    def rows(self) -> BatchRows:
+        """What it holds on the device."""
+        return self._rows
+
+    @property
+    def step_seconds(self) -> dict[str, float]:
+        """Wall time of the last decoding step, by stage."""
+        return self._step_stats.seconds
+
+    @property
     def num_running(self) -> int:
         """Requests that hold a row."""
         return len(self._running)

@@ -143,8 +143,8 @@ class NanRow:
     """The head of a batch's target, whose logits of one row become NaN."""
 
     def __init__(self, engine, row: int) -> None:
-        self.head, self.row = engine._rows.target.head, row
-        engine._rows.target.head = self
+        self.head, self.row = engine.rows.target.head, row
+        engine.rows.target.head = self
 
     def __call__(self, hidden):
         logits = self.head(hidden)
@@ -162,7 +162,7 @@ def test_bad_logits_end_their_own_request_with_the_position_and_no_other():
     failed = [piece for piece in engine.step() if piece.error is not None]
     assert [piece.handle for piece in failed] == handles[1:2]
     assert failed[0].error.position == len(prompts[1]) + num_tokens - 1
-    engine._rows.target.head = broken.head
+    engine.rows.target.head = broken.head
     results = {}
     while engine.num_running:
         results |= {piece.handle: piece.result for piece in engine.step() if piece.result}
@@ -175,7 +175,7 @@ def test_what_a_bad_request_left_does_not_reach_the_next_in_its_row():
     engine = pair().batch_engine(1)
     engine.submit([1, 2], max_new_tokens=20)
     engine.step()
-    for cache_ in (engine._rows.target.cache, engine._rows.drafter.cache):
+    for cache_ in (engine.rows.target.cache, engine.rows.drafter.cache):
         cache_.buffer.fill_(torch.nan)
     assert engine.step()[0].error is not None
     handle = engine.submit([3, 4, 5], max_new_tokens=20)
@@ -190,7 +190,7 @@ def test_closing_frees_the_memory_and_later_calls_say_so():
     engine = pair().batch_engine(2)
     engine.submit([1, 2], max_new_tokens=20)
     engine.step()
-    memory = weakref.ref(engine._rows)
+    memory = weakref.ref(engine.rows)
     engine.close()
     assert memory() is None
     engine.close()
