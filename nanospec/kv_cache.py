@@ -108,7 +108,7 @@ class KVCache:
         return other
 
     def grow(self, capacity: int) -> None:
-        """Room for at least `capacity` tokens per sequence; what the rows hold stays. Raises as `reset`, all as it was."""
+        """Room for at least `capacity` tokens per sequence; what is held stays, also where this raises, as `reset`."""
         held, num_rows = self.buffer, self.capacity
         if capacity > num_rows:
             grown = self._new_buffer(capacity)

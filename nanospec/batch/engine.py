@@ -266,6 +266,7 @@ class BatchEngine:
         if row != last:
             self._rows.move(last, row)
             self._running[row] = self._running[last]
+            self._running[row].loop.vocab = self._rows.vocab_of(row)
         self._running.pop()
         self._choice = None
 

@@ -34,6 +34,7 @@ def generate_all(
                 return
             for piece in engine.step():
                 if piece.error is not None:
+                    piece.error.add_note(f"in request {places[piece.handle]}")
                     raise piece.error
                 if piece.result is not None:
                     yield places.pop(piece.handle), piece.result

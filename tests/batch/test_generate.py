@@ -160,14 +160,17 @@ def test_bad_target_logits_are_an_error_that_names_the_position():
     decoder = pair("full")
     with torch.no_grad():
         decoder.target.embed_tokens.weight[7] = torch.nan
-    with pytest.raises(NonFiniteLogitsError, match="after position 2"):
-        list(decoder.generate_many([[1, 2, 7]], max_new_tokens=4))
+    with pytest.raises(NonFiniteLogitsError, match="after position 2") as error:
+        list(decoder.generate_many([[1, 2], [1, 2, 7]], max_new_tokens=4))
+    assert error.value.__notes__ == ["in request 1"]
 
 
 def test_a_drafter_of_nan_logits_changes_nothing():
     decoder = pair("full")
     expected = decoder.generate_autoregressive([4, 4], max_new_tokens=15).token_ids
     decoder.drafter.fc.weight.fill_(torch.nan)
-    results = dict(decoder.generate_many([[4, 4]] * 3, max_new_tokens=15))
+    with pytest.warns(RuntimeWarning, match="the drafter's scores are not finite"):
+        results = dict(decoder.generate_many([[4, 4]] * 3, max_new_tokens=15))
     assert [results[place].token_ids for place in range(3)] == [expected] * 3
     assert results[0].stats.mean_accept_length == 1.0
+    assert results[0].stats.failed_drafts == results[0].stats.steps == 14
