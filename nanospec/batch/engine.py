@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -176,12 +177,20 @@ class BatchEngine:
         """Begin what waits, as far as rows are free, then one decoding step of all rows; what it brought, by request.
 
         A request may come twice: with its first token, and with those of its first step. Empty if there is no work.
+
+        Raises MemoryError, on CUDA torch.OutOfMemoryError, if caches cannot grow for what waits: nothing has changed,
+        and the rest goes on once the request is cancelled.
         """
         with self._alone():
+            entering = list(islice(self._waiting, self.max_batch - self.num_running))
+            for _, request in entering:
+                needed = request.input_ids.shape[1] + request.max_new_tokens + self._num_rows_behind
+                self._rows.grow(bucketed_width(needed))
             self._state = "torn"  # until all of it is done
             pieces = []
-            while self._waiting and self.num_running < self.max_batch:
-                pieces.append(self._begin(*self._waiting.popleft()))
+            for handle, request in entering:
+                self._waiting.popleft()
+                pieces.append(self._begin(handle, request))
             if self._running:
                 pieces += self._decode()
             self._state = "ready"
@@ -193,8 +202,6 @@ class BatchEngine:
         clock, drafts = StageClock(stats, self._prompt_target.device), TreeDrafter(self._prompt_drafter, self.tree)
         vocab = self._rows.vocab_of(row)
         loop = SpeculativeLoop(self._prompt_target, drafts, vocab, self._num_top, request, stats, clock)
-        needed = request.input_ids.shape[1] + request.max_new_tokens + self._num_rows_behind
-        self._rows.grow(bucketed_width(needed))
         try:
             root_id, state = loop.read_prompt(num_behind=0)
         except NonFiniteLogitsError as error:

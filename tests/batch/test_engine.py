@@ -218,6 +218,28 @@ def interrupted(*arguments):
     raise KeyboardInterrupt
 
 
+def test_without_memory_for_a_request_the_others_go_on_as_soon_as_it_is_cancelled(monkeypatch):
+    engine = pair().batch_engine(2)
+    first = engine.submit([1, 2], max_new_tokens=30)
+    pieces = engine.step()
+    large = engine.submit([3, 4], max_new_tokens=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.rows.drafter.cache, "grow", without_memory)
+        with pytest.raises(MemoryError):
+            engine.step()
+        assert (engine.num_running, engine.num_waiting) == (1, 1)
+    engine.cancel(large)
+    while engine.num_running:
+        pieces += engine.step()
+    tokens = [token for piece in pieces for token in piece.piece.token_ids]
+    assert {piece.handle for piece in pieces} == {first}
+    assert tokens == pair().generate_autoregressive([1, 2], max_new_tokens=30).token_ids
+
+
+def without_memory(capacity):
+    raise MemoryError
+
+
 def test_a_second_thread_inside_a_step_is_told_so(monkeypatch):
     engine, entered, leave = pair().batch_engine(2), threading.Event(), threading.Event()
     engine.submit([1, 2], max_new_tokens=3)
