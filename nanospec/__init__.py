@@ -1,5 +1,6 @@
 """nanospec: lossless speculative decoding that drafts from the few token ids that the context makes likely."""
 
+from nanospec.batch.engine import BatchEngine
 from nanospec.decode import SpeculativeDecoder
 from nanospec.draft_vocabulary import DraftVocabulary
 from nanospec.gathered_head import GatheredHead
@@ -16,6 +17,7 @@ from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab_selector import VocabSelector, build_vocab_selector
 
 __all__ = [
+    "BatchEngine",
     "DraftTree",
     "DraftVocab",
     "DraftVocabulary",

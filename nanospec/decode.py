@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nanospec.autoregression import AutoregressiveLoop
+from nanospec.batch.engine import BatchEngine
+from nanospec.batch.generate import BatchRequest, generate_all
+from nanospec.batch.tree import DEFAULT_MAX_BATCH, batch_tree
 from nanospec.checkpoints.causal_lm import build_causal_lm_drafter
 from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.files import resolve_checkpoint
@@ -30,6 +33,7 @@ from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
+from nanospec.one_thread import steps_of_one_thread
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams
@@ -55,7 +59,8 @@ FREQUENT_IDS = "frequent_ids.safetensors"
 
 
 class SpeculativeDecoder:
-    """Speculative decoding, one sequence at a time; lossless unless a request names a lossy acceptance.
+    """Speculative decoding, one sequence at a time or many in a batch; lossless unless a request names a lossy
+    acceptance. For one thread at a time: RuntimeError for a second one, also by another decoder over these modules.
 
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE", "hybrid:N" (N frequent ids and in-context),
@@ -254,6 +259,35 @@ class SpeculativeDecoder:
         request = self._request(input_ids, **settings)
         return self._stream(request, OutputCutter(request, self._text_stream(request)))
 
+    def generate_many(
+        self,
+        requests: Iterable[BatchRequest],
+        max_batch: int = DEFAULT_MAX_BATCH,
+        tree: TreeArgument = None,
+        **settings: Any,
+    ) -> Iterator[tuple[int, GenerationResult]]:
+        """Decode many requests, up to `max_batch` of them together: (place among the requests, result), as they finish.
+
+        requests  token ids, or mappings of "input_ids" and what `generate` takes beside them; read one by one, whenever
+                  a row is free. settings hold for requests without one of their own
+        tree      as of the class; None: a smaller one than for single requests, see `default_batch_tree`
+
+        Raises what `batch_engine` raises, at once; while iterating, what `generate` raises, at the request in question:
+        what else is running is dropped then.
+        """
+        return generate_all(self.batch_engine(max_batch, tree), requests, settings)
+
+    def batch_engine(self, max_batch: int = DEFAULT_MAX_BATCH, tree: TreeArgument = None) -> BatchEngine:
+        """What `generate_many` runs on, to be driven step by step: `submit`, `step`, `cancel`.
+
+        Raises TypeError or ValueError for a max_batch below 1 or a tree that does not fit, and as `BatchEngine`.
+        """
+
+        def engine(shape: TreeShape | StaticTree) -> BatchEngine:
+            return BatchEngine(self, max_batch, shape, self._request, self._temperature_for)
+
+        return engine(batch_tree(self, max_batch, tree, engine))
+
     def generate_autoregressive(
         self, input_ids: Tensor | Sequence[int], *, return_candidates: bool = False, **settings: Any
     ) -> GenerationResult:
@@ -269,12 +303,12 @@ class SpeculativeDecoder:
 
     def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
         loop, stats = self._speculate(request, self.tree)
-        for piece in cutter.pieces(loop.steps()):
+        for piece in cutter.pieces(steps_of_one_thread(loop.steps(), self.target, self.drafter)):
             self._finish(stats, cutter)
             yield piece
 
     def _collect(self, cutter: OutputCutter, steps: Iterator[list[int]], stats: GenerationStats) -> GenerationResult:
-        for _ in cutter.pieces(steps):
+        for _ in cutter.pieces(steps_of_one_thread(steps, self.target, self.drafter)):
             pass
         self._finish(stats, cutter)
         assert cutter.finish_reason is not None, "a loop ended before its request did"

@@ -83,13 +83,13 @@ class DecodingStep:
         self.target.cache.compact_behind(self.length, accepted_pos)
         features = output.features.index_select(1, accepted_pos)
         memory = self.drafter.memory()
-        self.state.copy_(self.drafter.extend_at(following[None], features, verdict.num_accepted, place, memory))
+        self.state.copy_(self.drafter.extend_at(following, features, verdict.num_accepted, place, memory))
         self.root_id.copy_(verdict.next_id[:, None])
         self.length += verdict.num_accepted
         self.num_generated += verdict.num_accepted
         if self.seen is not None:
-            self.seen.scatter_(1, following[None], True)
+            self.seen.scatter_(1, following, True)
         num_lacking = None if self.adaptive is None else self.adaptive.num_lacking
         count = self.vocab.select().count
-        self.outcome.copy_(pack_outcome(tree, verdict, following, output.top_values, count, num_lacking))
+        self.outcome.copy_(pack_outcome(tree, verdict, following, output.top_values, count, num_lacking)[0])
         return tree, verdict

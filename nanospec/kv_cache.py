@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -9,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from nanospec.ops.write_cache_rows import write_cache_rows
+from nanospec.ops.write_cache_rows import flat_rows, write_cache_rows
 
 
 class CacheRows(NamedTuple):
     """Where one pass of a model writes, and how far it reads: rows of buffer [num_layers, 2, B, H, capacity, d], or
     [num_layers, 1, B, H, capacity, d + d'] with keys and values side by side.
 
-    row_ids int64 [n] are written, one for each token of the pass; the first `end` rows are read. A plain value, so that
-    a compiled or captured pass takes both tensors as they are.
+    row_ids int64 [n], or [B, n] where sequences differ, are written, one for each token of the pass; the first `end`
+    rows are read. A plain value, so that a compiled or captured pass takes both tensors as they are.
     """
 
     buffer: Tensor
@@ -37,7 +38,7 @@ class CacheRows(NamedTuple):
 class CachePlace(NamedTuple):
     """Where a step of fixed shapes works, while only the device knows how many tokens are certain.
 
-    length int64 [1]  certain tokens: passes write behind them
+    length int64 [B]  certain tokens of each sequence: passes write behind them
     width             rows that every pass reads, a bound of all that is certain or drafted; what is neither is masked
     """
 
@@ -45,9 +46,11 @@ class CachePlace(NamedTuple):
     width: int
 
     def rows(self, buffer: Tensor, num_tokens: int, behind: int = 0) -> CacheRows:
-        """As `KVCache.rows`, over a buffer of at least `width` rows."""
+        """As `KVCache.rows`, over a buffer of at least `width` rows and its first B sequences."""
+        batch_size = self.length.shape[0]
         offsets = torch.arange(behind, behind + num_tokens, device=self.length.device)
-        return CacheRows(buffer, self.length + offsets, self.width)
+        row_ids = self.length + offsets if batch_size == 1 else self.length[:, None] + offsets
+        return CacheRows(buffer if buffer.shape[2] == batch_size else buffer[:, :, :batch_size], row_ids, self.width)
 
     def visible(self, nodes: Tensor) -> Tensor:
         """What n tokens see: all certain rows, of the m rows behind them what bool `nodes` [B, n, m] says, no other.
@@ -55,8 +58,13 @@ class CachePlace(NamedTuple):
         Returns bool [B, n, width]. Example: length 2, width 5, nodes [[1, 0]] give [[1, 1, 1, 0, 0]].
         """
         num_nodes = nodes.shape[2]
-        position = torch.arange(self.width, device=nodes.device) - self.length  # among the rows behind
-        among = nodes.index_select(2, position.clamp(0, num_nodes - 1))
+        rows = torch.arange(self.width, device=nodes.device)
+        if self.length.shape[0] == 1:
+            position = rows - self.length  # among the rows behind
+            among = nodes.index_select(2, position.clamp(0, num_nodes - 1))
+            return (position < 0) | (among & (position < num_nodes))
+        position = (rows - self.length[:, None])[:, None].expand(-1, nodes.shape[1], -1)
+        among = nodes.expand(self.length.shape[0], -1, -1).gather(2, position.clamp(0, num_nodes - 1))
         return (position < 0) | (among & (position < num_nodes))
 
 
@@ -91,6 +99,31 @@ class KVCache:
     def fits(self, weight: Tensor) -> bool:
         """Whether a model with such weights can write here: same dtype, same device."""
         return (self.buffer.dtype, self.buffer.device) == (weight.dtype, weight.device)
+
+    def for_batch(self, batch_size: int) -> KVCache:
+        """An empty cache of the same form for so many sequences, whose lengths the caller counts."""
+        other = copy.copy(self)
+        other.shape = (*self.shape[:2], batch_size, *self.shape[3:])
+        other.buffer, other.length, other.num_resets = self.buffer.new_empty(other.shape), 0, 0
+        return other
+
+    def grow(self, capacity: int) -> None:
+        """Room for at least `capacity` tokens per sequence; what is held stays, also where this raises, as `reset`."""
+        held, num_rows = self.buffer, self.capacity
+        if capacity > num_rows:
+            grown = self._new_buffer(capacity)
+            grown[:, :, :, :, :num_rows] = held
+            self.buffer = grown
+
+    def put(self, sequence: int, other: KVCache) -> None:
+        """Take over the certain tokens of `other`, a cache of one sequence; zeros behind them, as `clear_uncertain`."""
+        row = self.buffer[:, :, sequence]
+        row[:, :, :, : other.length] = other.buffer[:, :, 0, :, : other.length]
+        row[:, :, :, other.length :] = 0
+
+    def copy_sequence(self, source: int, destination: int) -> None:
+        """Sequence `destination` becomes what `source` is."""
+        self.buffer[:, :, destination] = self.buffer[:, :, source]
 
     def reset(self, capacity: int) -> None:
         """Forget everything and make room for `capacity` tokens (certain ones and one tree).
@@ -148,10 +181,17 @@ class KVCache:
     def compact_behind(self, length: Tensor, accepted_pos: Tensor) -> None:
         """`compact` where the number of certain tokens is int64 [1] on the device; `commit` is left to the caller.
 
-        Two launches for all layers. Rows of the padding of `accepted_pos` come out as copies of others: uncertain.
+        For the first B sequences: length int64 [B], accepted_pos [B, L]. Two launches for all layers. Rows of the
+        padding of `accepted_pos` come out as copies of others: uncertain.
         """
-        places = torch.arange(accepted_pos.shape[0], device=accepted_pos.device)
-        self.buffer.index_copy_(4, length + places, self.buffer.index_select(4, length + accepted_pos))
+        places = torch.arange(accepted_pos.shape[-1], device=accepted_pos.device)
+        if accepted_pos.dim() == 1:
+            self.buffer.index_copy_(4, length + places, self.buffer.index_select(4, length + accepted_pos))
+            return
+        num_layers, num_parts, _, num_heads, capacity, head_dim = self.buffer.shape
+        planes, length = self.buffer.view(num_layers * num_parts, -1, head_dim), length[:, None]
+        kept = planes.index_select(1, flat_rows(length + accepted_pos, num_heads, capacity))
+        planes.index_copy_(1, flat_rows(length + places, num_heads, capacity), kept)
 
 
 class _CacheLayerView(CacheLayerMixin):
@@ -172,7 +212,7 @@ class _CacheLayerView(CacheLayerMixin):
         return self.rows.append(self.layer, key_states, value_states)
 
     def get_seq_length(self) -> int:
-        return self.rows.end - self.rows.row_ids.shape[0]
+        return self.rows.end - self.rows.row_ids.shape[-1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

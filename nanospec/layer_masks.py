@@ -54,7 +54,7 @@ def within_window(
     """What is visible and less than `window` positions back, bool [B, n, end].
 
     visible    bool [B, n, end]: what each of the n tokens behind `length` certain ones may see of the first `end` rows
-    length     int, or int64 [1] on the device: row i < length holds the token at position i
+    length     int, or int64 [1] or [B] on the device: row i < length holds the token at position i
     depth      int64 [B, n]: token i lies at position length + depth i, whatever its row
     row_depth  int64 [B, m], the same of the tokens in the rows behind the certain ones; None: these are the n tokens
 
@@ -62,8 +62,9 @@ def within_window(
     2 and 4 of its visible rows 0, 1, 2, 4.
     """
     rows = torch.arange(visible.shape[2], device=visible.device)
-    behind = rows - length
+    length = length[:, None] if isinstance(length, Tensor) else length
+    behind = (rows - length).expand(depth.shape[0], -1)
     row_depth = depth if row_depth is None else row_depth
-    of_nodes = length + row_depth.index_select(1, behind.clamp(0, row_depth.shape[1] - 1))
+    of_nodes = length + row_depth.gather(1, behind.clamp(0, row_depth.shape[1] - 1))
     key_positions = torch.where(behind < 0, rows, of_nodes)  # [B, end]
     return visible & ((length + depth)[:, :, None] - key_positions[:, None] < window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from nanospec.draft_vocabulary import VocabularyViews
 from nanospec.ops.vocabulary_pins import pin_ids, release_ids
 from nanospec.ops.vocabulary_update import NEVER_LEAVES, vocabulary_update
 from nanospec.vocab.static_list import check_token_ids
+
+# Buffers that are the same for all sequences.
+_SHARED = ("pinned_ids", "fresh_token", "fresh_seen")
 
 
 class VocabChange(NamedTuple):
@@ -161,6 +165,22 @@ class LocalityTracker(nn.Module):
         change = self.observe(kept)
         torch.where(chosen[:, 0], self.clock, self.began, out=self.began)
         return change
+
+    def sequences(self, start: int, stop: int) -> LocalityTracker:
+        """A tracker of these sequences alone, in the same memory."""
+        other = copy.copy(self)
+        other._buffers = {
+            name: buffer if name in _SHARED or buffer is None else buffer[start:stop]
+            for name, buffer in self._buffers.items()
+        }
+        other.batch_size = stop - start
+        return other
+
+    def copy_sequence(self, source: int, destination: int) -> None:
+        """Sequence `destination` becomes what `source` is."""
+        for name, buffer in self.named_buffers():
+            if name not in _SHARED:
+                buffer[destination] = buffer[source]
 
     def vocabulary_views(self) -> VocabularyViews:
         """Its buffers for the compile backend, which reads the rows from the head's weight.

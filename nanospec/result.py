@@ -54,13 +54,17 @@ class OutputCutter:
 
     def pieces(self, steps: Iterable[list[int]]) -> Iterator[StreamPiece]:
         for emitted in steps:
-            kept = self._cut(emitted)
-            text = self._push(kept)
-            if self.finish_reason is not None:
-                text += self._flush()
-            yield StreamPiece(text, kept)
+            yield self.piece(emitted)
             if self.finish_reason is not None:
                 return
+
+    def piece(self, emitted: list[int]) -> StreamPiece:
+        """What a step adds to the output; `finish_reason` says whether that was the last."""
+        kept = self._cut(emitted)
+        text = self._push(kept)
+        if self.finish_reason is not None:
+            text += self._flush()
+        return StreamPiece(text, kept)
 
     @property
     def text(self) -> str | None:

@@ -71,7 +71,7 @@ class SpeculativeLoop:
 
         Ends with the step that reaches `max_new_tokens`; that step may exceed it.
         """
-        root_id, state = self._prefill()
+        root_id, state = self.read_prompt()
         yield [int(root_id)]
         self._check_turn()
         yield from self._steps(root_id, state) if self.fixed_steps is None else self._replays(root_id, state)
@@ -94,10 +94,10 @@ class SpeculativeLoop:
                 num_lacking = None if self.adaptive is None else self.adaptive.num_lacking
                 count = self.vocab.select().count
                 packed = pack_outcome(tree, verdict, following, output.top_values, count, num_lacking)
-                outcome = StepOutcome.from_list(packed.tolist())  # the one transfer to the host
-                num_accepted = self._count(outcome)
+                outcome = StepOutcome.from_list(packed[0].tolist())  # the one transfer to the host
+                num_accepted = self.count(outcome)
                 self.target.cache.compact(verdict.accepted_pos[0], num_accepted)
-                new_ids, root_id = following[None, :num_accepted], verdict.next_id[:, None]
+                new_ids, root_id = following[:, :num_accepted], verdict.next_id[:, None]
                 if self.seen is not None:
                     self.seen.scatter_(1, new_ids, True)
                 if self.on_verdict is not None:
@@ -115,7 +115,7 @@ class SpeculativeLoop:
         while self.num_generated < self.request.max_new_tokens:
             with self.clock.stage("step"):
                 outcome = fixed_steps.step()
-                num_accepted = self._count(outcome)
+                num_accepted = self.count(outcome)
                 if self.on_verdict is not None:
                     self.on_verdict(*fixed_steps.last, num_accepted)
             yield outcome.token_ids
@@ -134,12 +134,19 @@ class SpeculativeLoop:
         """The fixed-shape step of what this loop is made of. Raises as `DecodingStep`."""
         return DecodingStep(self.target, self.tree_drafter, self.vocab, self.num_top, self.request.sampling)
 
-    def _prefill(self) -> tuple[Tensor, Tensor]:
+    def read_prompt(self, num_behind: int | None = None) -> tuple[Tensor, Tensor]:
+        """The root int64 [1, 1], the first token of the output, and the drafter's state [1, 1, D] after it.
+
+        num_behind: rows behind the prompt that the caches must have; None: what the whole request may need.
+        Raises NonFiniteLogitsError for logits that allow no first token.
+        """
         request, target = self.request, self.target
         with self.clock.stage("prefill"):
             input_ids = request.input_ids
             num_tree_rows = cache_rows_needed(self.tree_drafter.shape)
-            capacity = input_ids.shape[1] + request.max_new_tokens + self.path_length + num_tree_rows
+            if num_behind is None:
+                num_behind = request.max_new_tokens + self.path_length + num_tree_rows
+            capacity = input_ids.shape[1] + num_behind
             if self.fixed_steps is not None:
                 capacity = bucketed_width(capacity)
             self.turn = target.reset(capacity)
@@ -196,7 +203,7 @@ class SpeculativeLoop:
                 stacklevel=2,
             )
 
-    def _count(self, outcome: StepOutcome) -> int:
+    def count(self, outcome: StepOutcome) -> int:
         """Takes the outcome of a step to the books; the number of accepted nodes.
 
         Raises NonFiniteLogitsError naming the position after which the target's logits were not finite.

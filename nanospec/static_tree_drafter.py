@@ -19,7 +19,9 @@ class StaticTreeDrafter:
     Every pass of the drafter runs as many nodes as the widest level has parents; narrower levels repeat one.
     """
 
-    def __init__(self, drafter: Drafter, tree: StaticTree, device: torch.device, temperature: float = 1.0) -> None:
+    def __init__(
+        self, drafter: Drafter, tree: StaticTree, device: torch.device, temperature: float | Tensor = 1.0
+    ) -> None:
         self.drafter, self.tree, self.shape, self.temperature = drafter, tree, tree.shape, temperature
         levels, ranks, width = tree.levels, self.shape.branching, tree.frontier_width
         frontiers = [frontier + frontier[:1] * (width - len(frontier)) for frontier in tree.frontiers]

@@ -37,40 +37,40 @@ def pack_outcome(
     count: Tensor,
     num_lacking: Tensor | None = None,
 ) -> Tensor:
-    """int64 [5 + L] on the device, for `StepOutcome.from_list`.
+    """int64 [B, 5 + L] on the device, a row for each sequence for `StepOutcome.from_list`.
 
-    following int64 [L]  as of `tokens_after_path`; top_values [1, T, k]  the target's best logits at every node;
-    count [B or 1]       active columns of the vocabulary; num_lacking int64 [1], None for 0: see `AdaptiveVocab`
+    following int64 [B, L]  as of `tokens_after_path`; top_values [B, T, k]  the target's best logits at every node;
+    count [B or 1]          active columns of the vocabulary; num_lacking int64 [B], None for 0: see `AdaptiveVocab`
 
     Non-finite logits show in the largest one; what the target thinks of rejected nodes is nobody's business.
     """
-    is_bad = ~top_values[0, verdict.accepted_pos[0], 0].isfinite()
-    first_bad = torch.where(is_bad.any(), is_bad.int().argmax(), -1)
-    num_drafted = (tree.token_ids[0, 1:] >= 0).sum()
-    num_lacking = torch.zeros_like(verdict.num_accepted) if num_lacking is None else num_lacking
-    numbers = torch.stack((count.max().long(), first_bad, num_drafted))
-    return torch.cat((verdict.num_accepted, numbers, num_lacking, following))
+    is_bad = ~top_values[..., 0].gather(1, verdict.accepted_pos).isfinite()
+    first_bad = torch.where(is_bad.any(1), is_bad.int().argmax(1), -1)
+    num_drafted = (tree.token_ids[:, 1:] >= 0).sum(1)
+    num_lacking = torch.zeros_like(first_bad) if num_lacking is None else num_lacking
+    numbers = verdict.num_accepted, count.long().expand_as(first_bad), first_bad, num_drafted, num_lacking
+    return torch.cat((torch.stack(numbers, 1), following), 1)
 
 
 def tokens_after_path(tree: DraftTree, verdict: Verdict) -> Tensor:
-    """int64 [L]: the token after each node of the accepted path, the bonus token after the last and from there on.
+    """int64 [B, L]: the token after each node of the accepted path, the bonus token after the last and from there on.
 
     Example: tokens 7, 8, 9 on the path (the root is 7) and bonus token 5 give 8, 9, 5, 5, ..
     """
-    following = tree.token_ids[0, verdict.accepted_pos[0]].roll(-1)
-    is_beyond = torch.arange(following.shape[0], device=following.device) >= verdict.num_accepted - 1
-    return torch.where(is_beyond, verdict.next_id, following)
+    following = tree.token_ids.gather(1, verdict.accepted_pos).roll(-1, 1)
+    place = torch.arange(following.shape[1], device=following.device)
+    return torch.where(place >= verdict.num_accepted[:, None] - 1, verdict.next_id[:, None], following)
 
 
 def tokens_after_nodes(tree: DraftTree, verdict: Verdict, following: Tensor) -> Tensor:
-    """int64 [1, T]: what follows each accepted node in the text, -1 at the others; following as `tokens_after_path`."""
+    """int64 [B, T]: what follows each accepted node in the text, -1 at the others; following as `tokens_after_path`."""
     num_nodes = tree.token_ids.shape[1]
-    is_beyond = torch.arange(following.shape[0], device=following.device) >= verdict.num_accepted
-    position = torch.where(is_beyond, num_nodes, verdict.accepted_pos[0])
-    after = torch.full_like(tree.token_ids, -1)
-    return torch.nn.functional.pad(after, (0, 1)).scatter(1, position[None], following[None])[:, :num_nodes]
+    is_beyond = torch.arange(following.shape[1], device=following.device) >= verdict.num_accepted[:, None]
+    position = torch.where(is_beyond, num_nodes, verdict.accepted_pos)
+    after = torch.nn.functional.pad(torch.full_like(tree.token_ids, -1), (0, 1))
+    return after.scatter(1, position, following)[:, :num_nodes]
 
 
 def observation_of(tree: DraftTree, verdict: Verdict, top_ids: Tensor, following: Tensor) -> Observation:
-    """What a step shows a vocabulary: the tree, the target's best ids at every node [1, T, k], what was kept."""
+    """What a step shows a vocabulary: the tree, the target's best ids at every node [B, T, k], what was kept."""
     return Observation(tree.token_ids, top_ids, tokens_after_nodes(tree, verdict, following))

@@ -7,6 +7,8 @@ such a table alone; here it leans on a trained drafter.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -48,9 +50,28 @@ class SuccessorPrior(nn.Module):
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
 
-    def reset(self) -> None:
-        """Forget all sequences."""
-        self.strength.zero_()
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Forget all sequences, or those in `rows`: bool [B], or integer positions [m]."""
+        if rows is None:
+            self.strength.zero_()
+        else:
+            self.strength[rows] = 0.0
+
+    def for_batch(self, batch_size: int) -> SuccessorPrior:
+        """An empty one for so many sequences."""
+        return SuccessorPrior(self.vocab_size, batch_size, self.scale, self.ids.device)
+
+    def sequences(self, start: int, stop: int) -> SuccessorPrior:
+        """The prior of these sequences alone, in the same memory."""
+        other = copy.copy(self)
+        per_sequence = {"ids": self.ids[start:stop], "strength": self.strength[start:stop]}
+        other._buffers, other.batch_size = {**self._buffers, **per_sequence}, stop - start
+        return other
+
+    def copy_sequence(self, source: int, destination: int) -> None:
+        """Sequence `destination` becomes what `source` is."""
+        for table in (self.ids, self.strength):
+            table[destination] = table[source]
 
     def observe(self, token_ids: Tensor, top_ids: Tensor, next_ids: Tensor | None = None) -> None:
         """See what comes after tokens, oldest first.

@@ -108,6 +108,12 @@ class Target(nn.Module):
             self._cache = empty_cache(self.model, self.config.num_hidden_layers)
         return self._cache
 
+    def for_batch(self, batch_size: int) -> Target:
+        """A target over the same model, not compiled, whose cache holds so many sequences: for `judge` at a place."""
+        other = Target(self.model, None, self.feature_layers)
+        other._cache = self.cache.for_batch(batch_size)
+        return other
+
     def reset(self, capacity: int) -> int:
         """Forget the last request; room for `capacity` tokens, the nodes of one tree included. Returns its turn."""
         self.cache.reset(capacity)
@@ -215,7 +221,7 @@ class Target(nn.Module):
     def _positions(self, length: Tensor | int, depth: Tensor) -> Tensor:
         """Positions of tokens `depth` behind `length`. With longrope those behind the context window, which enter no
         output, share its last one: further on they would make the model rotate the whole pass otherwise."""
-        positions = length + depth
+        positions = (length[:, None] if isinstance(length, Tensor) else length) + depth
         return positions if self._switching_position is None else positions.clamp(max=self.context_window - 1)
 
     def _run(
@@ -261,7 +267,8 @@ class Target(nn.Module):
         masks: tuple[Tensor, ...],
         num_top: int,
     ) -> Verification:
-        """token_ids, positions int64 [B, n], row_ids int64 [n]: rows of the buffer to write, masks [B, 1, n, end]."""
+        """token_ids, positions int64 [B, n], row_ids int64 [n] or [B, n]: rows of the buffer to write, masks
+        [B, 1, n, end]."""
         rows = CacheRows(buffer, row_ids, masks[0].shape[3])
         hidden, features = self._run_body(token_ids, positions, masks, rows)
         logits = self.head(hidden)

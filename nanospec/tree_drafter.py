@@ -52,11 +52,12 @@ class TreeGrower(Protocol):
 class TreeDrafter:
     """Grows trees of one shape with any drafter.
 
-    temperature: the drafter's logits are divided by it. A tree should prefer what will be accepted; a greedy target
-    takes the drafter's first choice more often than its probability says, and below 1 the tree goes deeper for it.
+    temperature: the drafter's logits are divided by it; float32 [B, 1, 1] where sequences differ. A tree should prefer
+    what will be accepted; a greedy target takes the drafter's first choice more often than its probability says, and
+    below 1 the tree goes deeper for it.
     """
 
-    def __init__(self, drafter: Drafter, shape: TreeShape, temperature: float = 1.0) -> None:
+    def __init__(self, drafter: Drafter, shape: TreeShape, temperature: float | Tensor = 1.0) -> None:
         self.drafter, self.shape, self.temperature = drafter, shape.validated(), temperature
 
     def draft(
@@ -92,7 +93,7 @@ def children_of(
     token_ids: Tensor,
     vocab: DraftVocab,
     branching: int,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     level: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """states [B, n, D] after tokens int64 [B, n] at a level of the tree (0: the root) -> the `branching` best ids after
@@ -100,7 +101,12 @@ def children_of(
     if vocab.at_level is not None:
         vocab = vocab.at_level(states, level)
     raise_scores = vocab.raise_scores
-    if raise_scores is None and isinstance(drafter, EagleDrafter) and drafter.head.has_kernel(vocab, branching):
+    if (
+        raise_scores is None
+        and not isinstance(temperature, Tensor)
+        and isinstance(drafter, EagleDrafter)
+        and drafter.head.has_kernel(vocab, branching)
+    ):
         return drafter.best(states, vocab, branching, temperature)
     logits = sharpen(drafter.logits(states, vocab), temperature)
     if raise_scores is not None:
@@ -150,9 +156,9 @@ def grow_tree(shape: TreeShape, root_id: Tensor, root_state: Tensor, advance: Ad
     return _keep_best(shape, root_id, levels)
 
 
-def sharpen(logits: Tensor, temperature: float) -> Tensor:
-    """logits / temperature, in float32 at least; as they are at temperature 1."""
-    if temperature == 1.0:
+def sharpen(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """logits [B, n, K] / temperature, in float32 at least; as they are at temperature 1. Tensor: float32 [B, 1, 1]."""
+    if not isinstance(temperature, Tensor) and temperature == 1.0:
         return logits
     return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
 

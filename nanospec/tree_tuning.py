@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,9 +67,26 @@ class AcceptRecorder:
         return statistics.fmean(1 + sum(rank < num_nodes - 1 for rank in step[depth - 1]) for step in self.ranks)
 
 
+class StepCosts(NamedTuple):
+    """Seconds of one decoding step: per draft level (the drafter's pass over accepted tokens counts as one), beside
+    draft and verification, and of a target pass over so many nodes per request."""
+
+    level: float
+    other: float
+    verify: dict[int, float]
+
+
+# decoder, probed shape, node counts -> what a step costs
+Measure = Callable[["SpeculativeDecoder", TreeShape, list[int]], StepCosts]
+
+
 @torch.inference_mode()
-def tune_tree_shape(decoder: SpeculativeDecoder) -> TreeShape:
-    """The TreeShape with the largest expected tokens per second for this decoder's modules, vocabulary and device."""
+def tune_tree_shape(decoder: SpeculativeDecoder, measure: Measure | None = None) -> TreeShape:
+    """The TreeShape with the largest expected tokens per second for this decoder's modules, vocabulary and device.
+
+    measure: what steps cost where that is not what single requests cost, as in a batch. Accept lengths are the same
+    there.
+    """
     widest = fewest_rows(decoder.vocab)
     best, best_rate = decoder.tree, 0.0
     most_levels = min(PROBE_DEPTH, deepest_tree(model_of(decoder.drafter)) or PROBE_DEPTH)
@@ -79,7 +97,10 @@ def tune_tree_shape(decoder: SpeculativeDecoder) -> TreeShape:
         probe = probe._replace(num_nodes=min(max(NODE_COUNTS), 1 + probe.num_candidates))
         recorder, level_seconds, other_seconds = _record(decoder, probe)
         counts = [count for count in NODE_COUNTS if count <= probe.num_nodes]
-        verify_seconds = {count: _verify_seconds(decoder, count) for count in counts}
+        if measure is None:
+            verify_seconds = {count: _verify_seconds(decoder, count) for count in counts}
+        else:
+            level_seconds, other_seconds, verify_seconds = measure(decoder, probe, counts)
         for depth in range(1, most_levels + 1):
             for num_nodes in counts:
                 if num_nodes > 1 + TreeShape(depth, branching, 2).num_candidates:
@@ -96,7 +117,7 @@ def _record(decoder: SpeculativeDecoder, shape: TreeShape) -> tuple[AcceptRecord
     seconds per step beside draft and verification."""
     recorder = AcceptRecorder(shape.depth)
     level_seconds, other_seconds = [], []
-    for input_ids in _probe_prompts(decoder):
+    for input_ids in probe_prompts(decoder):
         loop, stats = decoder.speculate(input_ids, shape, max_new_tokens=NUM_STEPS * (shape.depth + 1))
         loop.on_verdict = recorder
         loop.fixed_steps = None  # timed stage by stage
@@ -109,7 +130,7 @@ def _record(decoder: SpeculativeDecoder, shape: TreeShape) -> tuple[AcceptRecord
     return recorder, min(level_seconds, default=0.0), min(other_seconds, default=0.0)
 
 
-def _probe_prompts(decoder: SpeculativeDecoder) -> list[Tensor]:
+def probe_prompts(decoder: SpeculativeDecoder) -> list[Tensor]:
     if decoder.tokenizer is not None:
         return [decoder.encode(prompt) for prompt in PROMPTS]
     generator = torch.Generator().manual_seed(0)
@@ -121,15 +142,23 @@ def _probe_prompts(decoder: SpeculativeDecoder) -> list[Tensor]:
 
 def _verify_seconds(decoder: SpeculativeDecoder, num_nodes: int) -> float:
     """Best wall time of a target pass over `num_nodes` nodes behind the context that the cache holds."""
-    target, device = decoder.target, decoder.target.device
-    parent_pos = torch.zeros(1, num_nodes, dtype=torch.int64, device=device)
-    ancestors = ancestor_mask(parent_pos, 1)
-    token_ids = torch.zeros_like(parent_pos)
-    tree = DraftTree(token_ids, parent_pos, node_depth(ancestors), torch.zeros(1, num_nodes, device=device), ancestors)
+    tree = flat_tree(1, num_nodes, decoder.target.device)
+    return best_seconds(lambda: decoder.target.judge(tree, decoder.num_top), decoder.target.device)
+
+
+def flat_tree(batch_size: int, num_nodes: int, device: torch.device) -> DraftTree:
+    """Trees that are a root and its children: what a target pass costs depends on their number alone."""
+    parent_pos = torch.zeros(batch_size, num_nodes, dtype=torch.int64, device=device)
+    ancestors, score = ancestor_mask(parent_pos, 1), torch.zeros(batch_size, num_nodes, device=device)
+    return DraftTree(torch.zeros_like(parent_pos), parent_pos, node_depth(ancestors), score, ancestors)
+
+
+def best_seconds(target_pass: Callable[[], object], device: torch.device) -> float:
+    """Least wall time of several runs; each writes the same uncertain rows of the cache."""
     timings = []
-    for _ in range(REPEATS):  # each pass writes the same uncertain rows of the cache
+    for _ in range(REPEATS):
         began = time.perf_counter()
-        target.judge(tree, decoder.num_top)
+        target_pass()
         if device.type == "cuda":
             torch.cuda.synchronize()
         timings.append(time.perf_counter() - began)

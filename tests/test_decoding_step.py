@@ -266,3 +266,17 @@ def test_the_head_with_a_kernel_grows_the_same_trees(monkeypatch):
     result = decoder.generate([1, 2, 3], max_new_tokens=30)
     assert result.token_ids == expected.token_ids
     assert result.stats.mean_accept_length == expected.stats.mean_accept_length
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=3), st.integers(1, 4), st.data())
+def test_a_place_of_several_sequences_is_the_place_of_each(lengths, num_nodes, data):
+    cells = st.lists(st.booleans(), min_size=2 * num_nodes, max_size=2 * num_nodes)
+    nodes = torch.tensor([data.draw(cells) for _ in lengths]).view(len(lengths), 2, num_nodes)
+    buffer = torch.zeros(1, 2, len(lengths) + 1, 1, 12, 1)
+    place = CachePlace(torch.tensor(lengths), 12)
+    rows = place.rows(buffer, 2, behind=1)
+    assert rows.buffer.shape[2] == len(lengths)
+    for row, length in enumerate(lengths):
+        alone = CachePlace(torch.tensor([length]), 12)
+        assert torch.equal(place.visible(nodes)[row : row + 1], alone.visible(nodes[row : row + 1]))
+        assert torch.equal(rows.row_ids[row], alone.rows(buffer[:, :, :1], 2, behind=1).row_ids)

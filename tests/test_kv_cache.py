@@ -100,3 +100,37 @@ def test_what_is_rewound_is_written_anew():
     cache.rewind(2)
     assert cache.length == 2
     assert cache.rows(2).row_ids.tolist() == [2, 3]
+
+
+@given(st.data())
+def test_sequences_of_a_batch_are_compacted_as_each_by_itself(data):
+    paths = st.sets(st.integers(1, 5), max_size=3).map(lambda nodes: [0, *sorted(nodes), *[0] * (3 - len(nodes))])
+    length = torch.tensor([data.draw(st.integers(0, 10)) for _ in range(3)])
+    accepted_pos = torch.tensor([data.draw(paths) for _ in range(3)])
+    batch = make_cache().for_batch(4)
+    batch.grow(16)
+    batch.buffer.copy_(torch.randn(batch.buffer.shape, generator=torch.Generator().manual_seed(0)))
+    expected = batch.buffer.clone()
+    for sequence in range(3):
+        alone = make_cache()
+        alone.buffer = expected[:, :, sequence : sequence + 1]
+        alone.compact_behind(length[sequence : sequence + 1], accepted_pos[sequence])
+    batch.compact_behind(length, accepted_pos)
+    assert torch.equal(batch.buffer, expected)
+
+
+def test_a_sequence_is_taken_over_moved_and_kept_when_the_batch_grows():
+    one = make_cache(capacity=6)
+    append(one, [1, 2, 3, 4])
+    one.commit(3)  # the fourth row is uncertain
+    batch = one.for_batch(3)
+    batch.grow(5)
+    batch.buffer.fill_(torch.nan)
+    batch.put(1, one)
+    batch.copy_sequence(1, 2)
+    batch.grow(8)
+    batch.grow(2)
+    assert batch.capacity == 8
+    for sequence in (1, 2):
+        assert batch.buffer[1, 0, sequence, 0, :, 0].tolist() == [1, 2, 3, 0, 0, 0, 0, 0]
+    assert batch.buffer[:, :, 0, :, :5].isnan().all()

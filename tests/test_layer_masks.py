@@ -56,3 +56,14 @@ def test_masks_are_handed_on_by_kind_or_as_one():
 def test_a_sliding_layer_without_a_window_is_our_mistake():
     with pytest.raises(AssertionError, match="a sliding layer has a window"):
         LayerMasks((SLIDING,)).build(torch.ones(1, 1, 1).bool(), 0, torch.zeros(1, 1).long(), torch.float32)
+
+
+@given(st.data())
+def test_sequences_of_different_lengths_have_the_windows_that_each_has_alone(data):
+    lengths = torch.tensor(data.draw(st.lists(st.integers(0, 6), min_size=2, max_size=3)))
+    depth = torch.tensor([data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4)) for _ in lengths])
+    visible, window = torch.ones(len(lengths), 4, 12, dtype=torch.bool), data.draw(st.integers(1, 6))
+    found = within_window(visible, lengths, depth, window)
+    for row in range(len(lengths)):
+        part = slice(row, row + 1)
+        assert torch.equal(found[part], within_window(visible[part], lengths[part], depth[part], window))

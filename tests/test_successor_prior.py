@@ -123,7 +123,7 @@ def test_what_follows_accepted_nodes_is_known_of_no_other():
     tree = DraftTree(torch.tensor([[7, 8, 9, 6]]), *[torch.zeros(1, 4)] * 4)
     verdict = Verdict(torch.tensor([[0, 2, 0]]), torch.tensor([2]), torch.tensor([5]))
     following = tokens_after_path(tree, verdict)
-    assert following.tolist() == [9, 5, 5]
+    assert following.tolist() == [[9, 5, 5]]
     assert tokens_after_nodes(tree, verdict, following).tolist() == [[9, -1, 5, -1]]
 
 

@@ -56,8 +56,11 @@ class DraftMemory(NamedTuple):
     sin: Tensor
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions int64 [n] -> cos, sin [n, head_dim]"""
-        return self.cos.index_select(0, positions), self.sin.index_select(0, positions)
+        """positions int64 [n] -> cos, sin [n, head_dim]; of every sequence [B, n] -> [B, 1, n, head_dim]"""
+        if positions.dim() == 1:
+            return self.cos.index_select(0, positions), self.sin.index_select(0, positions)
+        cos, sin = (table.index_select(0, positions.flatten()) for table in (self.cos, self.sin))
+        return cos.unflatten(0, positions.shape)[:, None], sin.unflatten(0, positions.shape)[:, None]
 
 
 class EagleLayer(nn.Module):
@@ -83,7 +86,8 @@ class EagleLayer(nn.Module):
     def forward(
         self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend, attention_input: Tensor | None = None
     ) -> Tensor:
-        """hidden [B, n, D]; rotation cos, sin [n, head_dim]; attend(q, k, v) -> [B, heads, n, head_dim].
+        """hidden [B, n, D]; rotation cos, sin [n, head_dim] or [B, 1, n, head_dim]; attend(q, k, v) ->
+        [B, heads, n, head_dim].
 
         attention_input: what the projections read, where that is not the norm of `hidden`.
         """
@@ -112,7 +116,8 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in the half-split layout: x cos + (-x2, x1) sin. heads [B, h, n, d], cos/sin [n, d]."""
+    """Rotary position embedding in the half-split layout: x cos + (-x2, x1) sin. heads [B, h, n, d], cos/sin [n, d] or
+    [B, 1, n, d]."""
     half = heads.shape[-1] // 2
     return heads * cos + torch.cat((-heads[..., half:], heads[..., :half]), -1) * sin
 
@@ -204,14 +209,23 @@ class EagleDrafter(nn.Module):
             self._own_head = (GatheredHead(self.lm_head.weight),)
         return self._own_head[0]
 
-    def with_own_cache(self) -> EagleDrafter:
-        """A drafter over the same weights that another request's drafting does not disturb."""
+    def with_own_cache(self, batch_size: int = 1) -> EagleDrafter:
+        """A drafter over the same weights that another request's drafting does not disturb; with several sequences only
+        its passes of fixed shape serve, and `grow` makes room."""
         other = copy.copy(self)
-        other._cache = other._rotation_table = None
+        other._cache, other._rotation_table = self.cache.for_batch(batch_size), None
         return other
 
     def reset(self, capacity: int) -> None:
         self.cache.reset(capacity)
+        self._prepare_rotation(capacity)
+
+    def grow(self, capacity: int) -> None:
+        """Room for at least `capacity` tokens of every sequence; nothing is forgotten."""
+        self.cache.grow(capacity)
+        self._prepare_rotation(capacity)
+
+    def _prepare_rotation(self, capacity: int) -> None:
         table = self._rotation_table
         if table is None or table[0].shape[0] < capacity or not self.cache.fits(table[0]):
             with torch.inference_mode(False):
@@ -262,19 +276,22 @@ class EagleDrafter(nn.Module):
         """`advance` where only the device knows how many tokens are certain; of itself it reads nothing but weights."""
         rows = place.rows(memory.buffer, token_ids.shape[1], behind=visible.shape[-1] - token_ids.shape[1])
         mask = additive_mask(place.visible(visible), self.dtype)[:, None]
-        return self._run(token_ids, states, memory.angles(place.length + (depth - 1)), mask, rows)
+        positions = place.length + (depth - 1)
+        positions = positions if positions.shape[0] == 1 else positions[:, None]
+        return self._run(token_ids, states, memory.angles(positions), mask, rows)
 
     @torch.no_grad()
     def extend_at(
         self, token_ids: Tensor, features: Tensor, num_tokens: Tensor, place: CachePlace, memory: DraftMemory
     ) -> Tensor:
-        """`extend` by the first `num_tokens` of token_ids; the rows of the rest stay uncertain. Counted by `commit`."""
+        """`extend` by the first `num_tokens` int64 [B] of token_ids; the rows of the rest stay uncertain. Counted by
+        `commit`."""
         count = token_ids.shape[1]
         rows = place.rows(memory.buffer, count)
         causal = torch.ones(1, count, count, dtype=torch.bool, device=token_ids.device).tril()
         mask = additive_mask(place.visible(causal), self.dtype)[:, None]
         states = self._run(token_ids, self.fuse(features), memory.angles(rows.row_ids), mask, rows)
-        return states.index_select(1, num_tokens - 1)
+        return states.gather(1, (num_tokens - 1)[:, None, None].expand(-1, -1, states.shape[-1]))
 
     def commit(self, num_tokens: int) -> None:
         self.cache.commit(num_tokens)

@@ -80,7 +80,8 @@ def rows_linear(x: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         # Two-dimensional and contiguous: on strided 3-D input torch would copy the rows into a batched product.
         logits = F.linear(x.reshape(-1, x.shape[-1]), rows[0], None if bias is None else bias[0])
         return logits.view(*x.shape[:-1], rows.shape[1])
-    logits = x @ rows.mT
+    # A bfloat16 product on a CPU copies its second operand unless it lies as it is read: rows first, as they lie.
+    logits = (rows @ x.mT).mT.contiguous()
     return logits if bias is None else logits + bias[:, None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -67,6 +68,30 @@ class InContextVocab(nn.Module):
         """Forget all sequences, or those in `rows`: bool [B], or integer positions [m]."""
         self._follow(self.tracker.reset(rows, self.keep_between_requests))
         reset_sources(self.sources, rows)
+
+    def for_batch(self, batch_size: int) -> InContextVocab:
+        """The same policy, empty, for so many sequences. Raises NotImplementedError for sources with memory."""
+        remembering = next((source for source in self.sources if hasattr(source, "reset")), None)
+        if remembering is not None:
+            raise NotImplementedError(f"sources must have no memory in a batch, got {type(remembering).__name__}")
+        tracker, is_packed = self.tracker, self.rows is not None
+        pinned_ids, sources = tracker.pinned_ids, self.sources
+        other = InContextVocab(self.head_weight, tracker.capacity, batch_size, is_packed, pinned_ids, sources)
+        other.name = self.name
+        return other
+
+    def sequences(self, start: int, stop: int) -> InContextVocab:
+        """The policy over these sequences alone, in the same memory."""
+        other = copy.copy(self)
+        other._modules = {"tracker": self.tracker.sequences(start, stop)}
+        other.rows = None if self.rows is None else self.rows[start:stop]
+        return other
+
+    def copy_sequence(self, source: int, destination: int) -> None:
+        """Sequence `destination` becomes what `source` is."""
+        self.tracker.copy_sequence(source, destination)
+        if self.rows is not None:
+            self.rows[destination] = self.rows[source]
 
     def learn(self, observation: Observation) -> None:
         """See what the sources propose after one target pass."""

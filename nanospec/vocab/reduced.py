@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from nanospec.draft_vocabulary import HasVocabularyViews, VocabularyViews
 from nanospec.records import DraftVocab, Observation
+from nanospec.vocab.batching import copy_sequence, for_batch, sequences
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.sources import gather_candidates
 
@@ -47,13 +49,13 @@ class ReducedVocab(nn.Module):
         super().__init__()
         self.policy, self.vocab_size, self.listed = policy, vocab_size, listed
         self.name, self.observes = policy.name, policy.observes
-        device = policy.select(None).draft_ids.device
-        target_ids = target_ids.to(device)
+        positions = policy.select(None).draft_ids
+        device, target_ids = positions.device, target_ids.to(positions.device)
         buffers = {
             "target_ids": target_ids,
             "head_pos": head_positions(target_ids, vocab_size),
-            "draft_ids": target_ids[policy.select(None).draft_ids],
-            "counted": torch.tensor(listed, device=device),
+            "draft_ids": target_ids[positions],
+            "counted": torch.tensor(listed, device=device).repeat(positions.shape[0], 1),
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
@@ -62,8 +64,27 @@ class ReducedVocab(nn.Module):
         """As the policy's; also starts counting anew."""
         self.policy.reset(rows)
         for place, number in enumerate(self.listed):
-            self.counted[place] = number
+            self.counted[slice(None) if rows is None else rows, place] = number
         self._refresh()
+
+    def for_batch(self, batch_size: int) -> ReducedVocab:
+        """The same, empty, for so many sequences. Raises as the policy does, TypeError if it serves no batches."""
+        policy = for_batch(self.policy, batch_size)
+        return ReducedVocab(policy, self.target_ids, self.vocab_size, self.listed)
+
+    def sequences(self, start: int, stop: int) -> ReducedVocab:
+        """The policy over these sequences alone, in the same memory."""
+        other, policy = copy.copy(self), sequences(self.policy, start, stop)
+        per_sequence = {"draft_ids": self.draft_ids[start:stop], "counted": self.counted[start:stop]}
+        other._buffers, other._modules = {**self._buffers, **per_sequence}, dict(self._modules)
+        other.policy = policy
+        return other
+
+    def copy_sequence(self, source: int, destination: int) -> None:
+        """Sequence `destination` becomes what `source` is."""
+        copy_sequence(self.policy, source, destination)
+        for buffer in (self.draft_ids, self.counted):
+            buffer[destination] = buffer[source]
 
     def learn(self, observation: Observation) -> None:
         """As the policy's; its sources see and propose ids of the target."""
@@ -78,8 +99,8 @@ class ReducedVocab(nn.Module):
             raise TypeError(f"token_ids must be integers, got {token_ids.dtype}")
         is_id = (token_ids >= 0) & (token_ids < self.vocab_size)
         positions = self.head_pos[token_ids.long().masked_fill(~is_id, self.vocab_size)]
-        self.counted[0] += is_id.sum()
-        self.counted[1] += (is_id & (positions < 0)).sum()
+        self.counted[:, 0] += is_id.sum(1)
+        self.counted[:, 1] += (is_id & (positions < 0)).sum(1)
         if isinstance(self.policy, InContextVocab):
             self.policy.observe(positions)
         self._refresh()
@@ -116,11 +137,11 @@ class ReducedVocab(nn.Module):
         return columns.masked_fill(positions < 0, -1)
 
     def count_unsayable(self) -> tuple[int, int]:
-        """Ids observed since `reset` (repeated ones each time), and how many of them the draft cannot say.
+        """Ids observed by all sequences since `reset` (repeated ones each time), and how many the draft cannot say.
 
         Waits for the device.
         """
-        observed, unsayable = self.counted.tolist()
+        observed, unsayable = self.counted.sum(0).tolist()
         return observed, unsayable
 
     def vocabulary_views(self) -> VocabularyViews:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from nanospec.draft_vocabulary import HasVocabularyViews, VocabularyViews
 from nanospec.records import DraftVocab, Observation
 from nanospec.successor_prior import SuccessorPrior
+from nanospec.vocab.batching import copy_sequence, for_batch, sequences
 
 if TYPE_CHECKING:
     from nanospec.vocab_selector import VocabSelector
@@ -30,11 +32,25 @@ class PriorVocab(nn.Module):
         self.name = f"{policy.name}+prior"
 
     def reset(self, rows: Tensor | None = None) -> None:
-        """As the policy's. Raises NotImplementedError for single rows: a prior starts anew for all sequences."""
-        if rows is not None:
-            raise NotImplementedError("rows must be None with a prior, which is reset for all sequences at once")
-        self.policy.reset()
-        self.prior.reset()
+        """As the policy's."""
+        self.policy.reset(rows)
+        self.prior.reset(rows)
+
+    def for_batch(self, batch_size: int) -> PriorVocab:
+        """The same, empty, for so many sequences. Raises as the policy does, TypeError if it serves no batches."""
+        return PriorVocab(for_batch(self.policy, batch_size), self.prior.for_batch(batch_size))
+
+    def sequences(self, start: int, stop: int) -> PriorVocab:
+        """Policy and prior of these sequences alone, in the same memory."""
+        other, policy = copy.copy(self), sequences(self.policy, start, stop)
+        other._modules = dict(self._modules)
+        other.policy, other.prior = policy, self.prior.sequences(start, stop)
+        return other
+
+    def copy_sequence(self, source: int, destination: int) -> None:
+        """Sequence `destination` becomes what `source` is."""
+        copy_sequence(self.policy, source, destination)
+        self.prior.copy_sequence(source, destination)
 
     def learn(self, observation: Observation) -> None:
         """As the policy's, and what comes after tokens."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._inductor.utils import run_and_get_code
 
-from nanospec.ops.write_cache_rows import write_cache_rows
+from nanospec.ops.write_cache_rows import flat_rows, write_cache_rows
 
 NUM_LAYERS, NUM_HEADS, CAPACITY, HEAD_DIM = 2, 3, 37, 5
 
@@ -56,3 +56,21 @@ def test_works_without_gradients(mode):
     with mode():
         write_cache_rows(buffer, 0, torch.tensor([1]), *torch.ones(2, 1, NUM_HEADS, 1, HEAD_DIM))
     assert buffer[0, 1, 0, 2, 1].tolist() == [1.0] * HEAD_DIM
+
+
+@given(st.data())
+def test_every_sequence_has_rows_of_its_own(data):
+    rows = st.lists(st.integers(0, CAPACITY - 1), unique=True, min_size=4, max_size=4)
+    row_ids = torch.tensor([data.draw(rows) for _ in range(3)])
+    buffer = make_buffer().repeat(1, 1, 4, 1, 1, 1)  # more sequences than are written
+    keys, values = torch.randn(2, 3, NUM_HEADS, 4, HEAD_DIM, generator=torch.Generator().manual_seed(1))
+    expected = buffer.clone()
+    for sequence in range(3):
+        expected[1, 0, sequence, :, row_ids[sequence]] = keys[sequence]
+        expected[1, 1, sequence, :, row_ids[sequence]] = values[sequence]
+    write_cache_rows(buffer[:, :, :3], 1, row_ids, keys, values)
+    assert torch.equal(buffer, expected)
+
+
+def test_the_worked_example_of_flat_rows():
+    assert flat_rows(torch.tensor([[0], [2]]), 1, 3).tolist() == [0, 5]

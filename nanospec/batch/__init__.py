@@ -1,0 +1,1 @@
+"""Several requests in one decoder: each its own row of every buffer, free rows taken by the next request at once."""

@@ -1,0 +1,74 @@
+"""A decoder in two threads: an error that says so, never tokens of one request in another."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from nanospec import SpeculativeDecoder, TreeShape
+from nanospec.one_thread import one_thread, steps_of_one_thread
+from tests.tiny_pair import tiny_drafter, tiny_target
+
+
+def pair() -> SpeculativeDecoder:
+    target = tiny_target(seed=4)
+    return SpeculativeDecoder(target, tiny_drafter(target, 2, std=0.02), "full", TreeShape(3, 3, 8))
+
+
+def in_another_thread(call) -> list:
+    found: list = []
+    thread = threading.Thread(target=lambda: found.append(call()))
+    thread.start()
+    thread.join()
+    return found
+
+
+def refusal(call) -> str:
+    """What `call` says in another thread."""
+
+    def message() -> str:
+        with pytest.raises(RuntimeError) as error:
+            call()
+        return str(error.value)
+
+    return in_another_thread(message)[0]
+
+
+@pytest.mark.parametrize("method", ["generate", "generate_autoregressive"])
+def test_a_second_thread_within_a_step_is_refused_and_the_first_goes_on(method):
+    decoder = pair()
+    other = SpeculativeDecoder(decoder.target, tiny_drafter(decoder.target, 1), "full", TreeShape(1, 1, 2))
+    expected = decoder.generate([1, 2], max_new_tokens=10).token_ids
+    judge, said = decoder.target.judge, []
+
+    def judge_while_another_comes(*arguments):
+        if not said:  # both decoders work on this target
+            said.extend(refusal(lambda d=d: getattr(d, method)([5], max_new_tokens=3)) for d in (decoder, other))
+        return judge(*arguments)
+
+    decoder.target.judge = judge_while_another_comes
+    assert decoder.generate([1, 2], max_new_tokens=10).token_ids == expected
+    del decoder.target.judge
+    assert len(said) == 2
+    assert all("a Target works for one thread at a time" in message for message in said)
+    assert in_another_thread(lambda: getattr(decoder, method)([1, 2], max_new_tokens=10).token_ids) == [expected]
+
+
+def test_what_is_held_is_free_again_after_an_error_and_between_steps():
+    class Owner:
+        pass
+
+    first, second = Owner(), Owner()
+    with pytest.raises(KeyError), one_thread(first, second, first):
+        raise KeyError
+    steps = steps_of_one_thread(iter([1, 2]), first)
+    assert next(steps) == 1
+    with one_thread(first, second):
+        pass
+    with one_thread(second):
+        with pytest.raises(RuntimeError, match="a Owner works for one thread"), one_thread(first, second):
+            pass
+        with one_thread(first):  # what was taken before the refusal is given back
+            pass
+    assert list(steps) == [2]

@@ -1,0 +1,96 @@
+"""The sequences of a batch: what one policy per sequence would know, whoever comes, goes or moves."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nanospec.records import DraftVocab, Observation
+from nanospec.vocab.batching import copy_sequence, for_batch, sequences
+from nanospec.vocab.full import FullVocab
+from nanospec.vocab.in_context import InContextVocab
+from nanospec.vocab.sources import TextTokens
+from nanospec.vocab_selector import build_reduced_vocab, build_vocab_selector
+
+VOCAB_SIZE, CAPACITY, NUM_ROWS, NUM_SEQUENCES = 20, 9, 14, 3
+WEIGHT = torch.randn(VOCAB_SIZE, 4, generator=torch.Generator().manual_seed(0))
+FREQUENT = torch.arange(VOCAB_SIZE).flip(0)
+KINDS = ("in-context", "context-only", "hybrid:3", "in-context+prior", "static:5+prior", "static:5")
+
+
+def make(kind: str, is_reduced: bool):
+    if is_reduced:
+        ids = torch.arange(VOCAB_SIZE)[-NUM_ROWS:]
+        return build_reduced_vocab(kind, WEIGHT[:NUM_ROWS], ids, VOCAB_SIZE, CAPACITY, FREQUENT)
+    return build_vocab_selector(kind, WEIGHT, CAPACITY, frequent_ids=FREQUENT)
+
+
+def observation(generator: torch.Generator, batch: int) -> Observation:
+    token_ids, next_ids = torch.randint(-1, VOCAB_SIZE, (2, batch, 3), generator=generator)
+    return Observation(token_ids, torch.randint(VOCAB_SIZE, (batch, 3, 2), generator=generator), next_ids)
+
+
+def same(found: DraftVocab, row: int, expected: DraftVocab) -> bool:
+    """Whether row `row` holds the ids, the rows and the prior of a policy of one sequence."""
+    at = row if found.draft_ids.shape[0] > 1 else 0
+    count = int(expected.count)
+    checks = [int(found.count[at]) == count, torch.equal(found.draft_ids[at, :count], expected.draft_ids[0, :count])]
+    if expected.rows is not None:
+        checks.append(torch.equal(found.rows[at, :count], expected.rows[0, :count]))
+    if expected.raise_scores is not None:
+        tokens = torch.arange(VOCAB_SIZE)[None]
+        zeros = torch.zeros(1, VOCAB_SIZE, found.draft_ids.shape[1])
+        batch = torch.zeros(NUM_SEQUENCES, *zeros.shape[1:])
+        raised = found.raise_scores(batch, tokens.expand(NUM_SEQUENCES, -1))[row]
+        checks.append(torch.equal(raised[:, :count], expected.raise_scores(zeros, tokens)[0, :, :count]))
+    return all(checks)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(KINDS), st.booleans(), st.integers(0, 999), st.data())
+def test_a_batch_knows_what_a_policy_for_every_sequence_knows(kind, is_reduced, seed, data):
+    policy = make(kind, is_reduced)
+    batch, alone = for_batch(policy, NUM_SEQUENCES), [make(kind, is_reduced) for _ in range(NUM_SEQUENCES)]
+    assert batch.name == policy.name
+    generator = torch.Generator().manual_seed(seed)
+    actions = st.lists(st.sampled_from(["learn", "reset", "copy", "part"]), min_size=1, max_size=6)
+    for action in ["learn", *data.draw(actions)]:
+        row, other = data.draw(st.integers(0, NUM_SEQUENCES - 1)), data.draw(st.integers(0, NUM_SEQUENCES - 1))
+        if action == "reset":
+            sequences(batch, row, row + 1).reset()
+            alone[row].reset()
+        elif action == "copy":
+            copy_sequence(batch, row, other)
+            alone[other] = copy.deepcopy(alone[row])
+        else:
+            stop = NUM_SEQUENCES if action == "learn" else row + 1
+            seen = observation(generator, stop)
+            sequences(batch, 0, stop).learn(seen)
+            for place in range(stop):
+                alone[place].learn(Observation(*(field[place : place + 1] for field in seen)))
+    assert all(same(batch.select(), row, alone[row].select()) for row in range(NUM_SEQUENCES))
+
+
+def test_a_policy_without_memory_serves_all_sequences_as_it_is():
+    policy = FullVocab(WEIGHT)
+    assert for_batch(policy, 5) is sequences(policy, 1, 3) is policy
+
+
+class Remembers(TextTokens):
+    def reset(self, rows: Tensor | None) -> None: ...
+
+
+class Observes:
+    name, observes = "mine", True
+
+
+def test_what_cannot_serve_a_batch_is_refused_by_name():
+    with pytest.raises(NotImplementedError, match="sources must have no memory in a batch, got Remembers"):
+        for_batch(InContextVocab(WEIGHT, CAPACITY, sources=(Remembers(),)), 2)
+    with pytest.raises(TypeError, match="vocab must have for_batch, .* in a batch, got Observes"):
+        for_batch(Observes(), 2)
