@@ -190,4 +190,4 @@ def test_a_broken_prompts_line_is_named(script, tmp_path):
     path.write_text('{"prompt": "one"}\n{"prompt": \n', encoding="utf-8")
     result = CliRunner().invoke(app, ["compare", "--prompts", str(path)])
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: broken.jsonl, line 2: must be a JSON object")
+    assert result.stderr.startswith("error: broken.jsonl, line 2: must be JSON, got")
