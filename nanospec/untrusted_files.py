@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 MAX_JSON_BYTES = 2**25  # the index of a model of 700 billion parameters has 2^23
+MAX_EXPANSION = 64  # bytes per byte of xz; text gives 4 to 10
+XZ_MEMORY = 2**27  # of the decompressor; the strongest preset wants half
 MAX_DIGITS = 100  # of a number; every float stays convertible
 
 
@@ -25,6 +28,17 @@ def read_stream(file: IO[bytes], max_bytes: int, source: str) -> bytes:
     if len(content) > max_bytes:
         raise ValueError(f"{source} must hold at most {max_bytes} bytes, got more")
     return content
+
+
+def expand_xz(content: bytes, max_bytes: int) -> bytes:
+    """What one xz stream holds. Raises LZMAError for a damaged one, ValueError for one that is cut off, or that expands
+    to more than `max_bytes` or to more than `MAX_EXPANSION` times its size, of which no more is made."""
+    limit = min(max_bytes, MAX_EXPANSION * len(content))
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+    expanded = decompressor.decompress(content, max_length=limit)
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError(f"it must be one xz stream that expands to at most {limit} bytes")
+    return expanded
 
 
 def read_json_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nanospec.checkpoints.files import read_json
-from nanospec.untrusted_files import read_bytes
+from nanospec.untrusted_files import expand_xz, read_bytes
 
 MAX_TOKENIZER_BYTES = 2**27  # four times that of a vocabulary of 262,144 ids
-MAX_EXPANSION = 64  # bytes per compressed byte; a vocabulary gives 4 to 8
 NOT_SETTINGS = ("tokenizer_class", "backend", "tokenizer_object", "auto_map")
-XZ_MEMORY = 2**27  # of the decompressor; the strongest preset wants half
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -24,7 +21,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
     too large."""
     with tokenizer_errors(f"tokenizer must be a tokenizer.json, plain or .xz, got {path}"):
         content = read_bytes(path, MAX_TOKENIZER_BYTES)
-        return Tokenizer.from_str((_expand(content) if path.suffix == ".xz" else content).decode("utf-8"))
+        return Tokenizer.from_str(
+            (expand_xz(content, MAX_TOKENIZER_BYTES) if path.suffix == ".xz" else content).decode("utf-8")
+        )
 
 
 @contextmanager
@@ -60,13 +59,3 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     messages = [{"role": "user", "content": text}]
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer(rendered, add_special_tokens=False)["input_ids"]
-
-
-def _expand(content: bytes) -> bytes:
-    """Of one xz stream, at most `MAX_EXPANSION` times as much."""
-    limit = min(MAX_TOKENIZER_BYTES, MAX_EXPANSION * len(content))
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
-    expanded = decompressor.decompress(content, max_length=limit)
-    if not decompressor.eof or decompressor.unused_data:
-        raise ValueError(f"it must be one xz stream that expands to at most {limit} bytes")
-    return expanded

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import lzma
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +11,9 @@ import numpy as np
 
 from nanospec.cli.prompts import text_of
 from nanospec.coverage.documents import TextDocument
+from nanospec.untrusted_files import expand_xz, parse_json, read_bytes
+
+MAX_BYTES = 2**29  # of a file, expanded: a million prompts with their responses
 
 # What Spec-Bench counts as one task, multi-turn conversation: the eight categories of MT-Bench.
 MT_BENCH = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
@@ -40,9 +43,10 @@ def _read_file(path: Path) -> Iterator[TextDocument]:
     if not path.exists():
         raise FileNotFoundError(f"prompts must be a file of JSON lines, but {path} does not exist")
     try:
-        text = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        text = read_bytes(path, MAX_BYTES)
+        text = expand_xz(text, MAX_BYTES) if path.suffix == ".xz" else text
         lines = text.decode("utf-8-sig").split("\n")  # splitlines would also split inside a string
-    except (UnicodeDecodeError, lzma.LZMAError) as error:
+    except (ValueError, lzma.LZMAError) as error:
         raise ValueError(f"{path.name} must be UTF-8 text, plain or .xz: {error}") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -50,18 +54,15 @@ def _read_file(path: Path) -> Iterator[TextDocument]:
 
 
 def _parse(line: str, place: str, file_task: str) -> TextDocument:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: must be a JSON object, got {line[:60]!r} ({error.msg})") from None
+    record = parse_json(line, f"{place}:")
     if not isinstance(record, dict):
         raise ValueError(f"{place}: must be a JSON object, got {type(record).__name__}")
     response, category = record.get("response"), record.get("category", file_task)
     is_untold = response is not None and record.get("prompt") == ""
     prompt = "" if is_untold else text_of(record, place)
     if response is not None and not (isinstance(response, str) and response.strip()):
-        raise ValueError(f"{place}: response must be a non-empty string, got {response!r}")
+        raise ValueError(f"{place}: response must be a non-empty string, got {reprlib.repr(response)}")
     if not isinstance(category, str) or not category:
-        raise ValueError(f"{place}: category must be a non-empty string, got {category!r}")
+        raise ValueError(f"{place}: category must be a non-empty string, got {reprlib.repr(category)}")
     task = "mt_bench" if "question_id" in record and category in MT_BENCH else category
     return TextDocument(prompt, response, task)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nanospec.untrusted_files import parse_json
 from nanospec.vocab.router import NUM_SAMPLED_ROWS, Router
 
 FORMAT = {"format": "nanospec-router", "version": "1"}
@@ -71,9 +72,9 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """How a router was made and what it recalls. Raises as `read_router` for what is no router file."""
     _, metadata = _read(Path(path))
     try:
-        return json.loads(metadata[REPORT])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: metadata {REPORT!r} must be JSON, got {error}") from None
+        return parse_json(metadata[REPORT], f"{path}: metadata {REPORT!r}")
+    except KeyError:
+        raise ValueError(f"{path}: metadata {REPORT!r} must be JSON, got none") from None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -83,7 +84,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         if {key: metadata.get(key) for key in FORMAT} != FORMAT:
-            raise ValueError(f"its metadata must say {FORMAT}, got {sorted(metadata)}")
+            raise ValueError(f"its metadata must say {FORMAT}, got {sorted(metadata)[:8]}")
         return load_file(path), metadata
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read as a router: {error}") from None
@@ -103,7 +104,7 @@ def _check_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
         LEVEL_ROWS,
     }
     if tensors.keys() != names:
-        raise ValueError(f"{path}: a router must hold {sorted(names)}, got {sorted(tensors)}")
+        raise ValueError(f"{path}: a router must hold {sorted(names)}, got {sorted(tensors)[:8]}")
     for name in ("hidden.weight", "head_sample"):
         if tensors[name].dim() != 2 or 0 in tensors[name].shape:
             raise ValueError(f"{path}: {name} must be a matrix, got shape {tuple(tensors[name].shape)}")

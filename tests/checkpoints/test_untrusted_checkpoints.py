@@ -17,8 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nanospec.checkpoints import describe_checkpoint, load_drafter
 from nanospec.checkpoints.files import read_tensors, resolve_checkpoint
 from nanospec.checkpoints.target import load_target, load_target_skeleton, load_tokenizer
-from nanospec.checkpoints.tokenizer import MAX_EXPANSION, read_tokenizer
+from nanospec.checkpoints.tokenizer import read_tokenizer
 from nanospec.target import Target
+from nanospec.untrusted_files import MAX_EXPANSION
 from tests.checkpoints.eagle3_files import official, write_draft
 from tests.checkpoints.test_files import INDEX, SHARDS, write_shards
 from tests.checkpoints.test_medusa import heads, published, write

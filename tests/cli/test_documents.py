@@ -54,7 +54,8 @@ def test_a_limit_draws_at_random_and_keeps_the_order(write):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "must be a JSON object, got '{'"),
+        ("{", "must be JSON, got '{'"),
+        ('{"prompt": "a", "prompt": "b"}', "must be JSON, whose keys are distinct"),
         ("3", "must be a JSON object, got int"),
         ('{"prompt": ""}', "prompt must be a non-empty string, got ''"),
         ('{"prompt": "a", "response": " "}', "response must be a non-empty string, got ' '"),
@@ -76,5 +77,8 @@ def test_missing_and_empty_files_are_refused(write, tmp_path):
     (tmp_path / "torn.jsonl.xz").write_bytes(b"{}")
     with pytest.raises(ValueError, match="torn.jsonl.xz must be UTF-8 text, plain or .xz"):
         read_documents([tmp_path / "torn.jsonl.xz"])
+    (tmp_path / "bomb.jsonl.xz").write_bytes(lzma.compress(bytes(10**7)))
+    with pytest.raises(ValueError, match="bomb.jsonl.xz must be .* one xz stream that expands to at most"):
+        read_documents([tmp_path / "bomb.jsonl.xz"])
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         read_documents([write(RECORDS)], limit=0)

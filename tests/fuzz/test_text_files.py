@@ -11,17 +11,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nanospec.checkpoints.target import load_tokenizer
 from nanospec.cli.prompts import read_prompts
 from nanospec.untrusted_files import parse_json
+from nanospec.vocab.router_file import FORMAT, LEVEL_ROWS, read_report, read_router, write_router
 from nanospec.vocab.static_list import read_static_list
 from tests.fuzz.cases import cases, result_or_refusal
-from tests.fuzz.damage import changed_configs, damaged, json_text, json_values
+from tests.fuzz.damage import changed_configs, changed_tensors, damaged, json_text, json_values
 from tests.fuzz.valid_files import config_bytes, directory_of, torch_bytes
+from tests.tiny_router import tiny_router
 
 VOCAB_SIZE = 50
 IDS = [5, 0, 49, 7]
@@ -83,6 +85,25 @@ def test_a_damaged_list_gives_distinct_ids_or_a_refusal(name: str) -> None:
             assert 0 <= int(found.min()) <= int(found.max()) < VOCAB_SIZE
 
     check()
+
+
+@cases(100)
+@given(data=st.data())
+def test_a_damaged_router_is_refused_or_is_whole(data: st.DataObject) -> None:
+    weight = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    with directory_of({}) as directory:
+        write_router(directory / "r.safetensors", tiny_router(weight, 1), (9, 6), {"a": 1})
+        whole, tensors = (directory / "r.safetensors").read_bytes(), load_file(directory / "r.safetensors")
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name != LEVEL_ROWS}
+    format_said = {**FORMAT, "report": "{}"}
+    changed = changed_tensors(tensors).map(lambda made: save({n: t.clone() for n, t in made.items()}, format_said))
+    with directory_of({"r.safetensors": data.draw(st.one_of(damaged(whole, 900), changed))}) as directory:
+        found = result_or_refusal(lambda: read_router(directory / "r.safetensors"))
+        result_or_refusal(lambda: read_report(directory / "r.safetensors"))
+    if not isinstance(found, Exception):
+        state = found[0].state_dict()
+        assert {name: part.shape for name, part in state.items()} == shapes
+        assert all(part.isfinite().all() for part in state.values())
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.json.xz"])
