@@ -15,6 +15,7 @@ from nanospec.kv_cache import CachePlace
 from nanospec.static_tree import StaticTree
 from nanospec.tree_shape import TreeShape
 from nanospec.tree_tuning import StepCosts, best_seconds, flat_tree, probe_prompts, tune_tree_shape
+from nanospec.vocab_selector import fewest_rows
 
 if TYPE_CHECKING:
     from nanospec.batch.engine import BatchEngine
@@ -55,7 +56,7 @@ def batch_tree(
         return decoder.static_tree or default_batch_tree(decoder.tree, max_batch, decoder.target.device)
     if tree == "auto":
         return tune_tree_shape(decoder, partial(measure_batch, max_batch=max_batch, engine=engine))
-    shape, num_rows = as_tree_shape(tree), decoder.vocab.select(None).draft_ids.shape[-1]
+    shape, num_rows = as_tree_shape(tree), fewest_rows(decoder.vocab)
     if shape.branching > num_rows:
         raise ValueError(f"tree branching must be at most {num_rows}, the rows of the vocabulary, got {shape}")
     most_levels = deepest_tree(decoder.drafter)

@@ -70,7 +70,13 @@ class InContextVocab(nn.Module):
         reset_sources(self.sources, rows)
 
     def for_batch(self, batch_size: int) -> InContextVocab:
-        """The same policy, empty, for so many sequences. Raises NotImplementedError for sources with memory."""
+        """The same policy, empty, for so many sequences.
+
+        Raises NotImplementedError for sources with memory, and where ids are kept between requests: which request came
+        before is chance in a batch.
+        """
+        if self.keep_between_requests:
+            raise NotImplementedError(f"keep_between_requests must be 0 in a batch, got {self.keep_between_requests}")
         remembering = next((source for source in self.sources if hasattr(source, "reset")), None)
         if remembering is not None:
             raise NotImplementedError(f"sources must have no memory in a batch, got {type(remembering).__name__}")

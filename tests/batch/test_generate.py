@@ -9,12 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanospec import SpeculativeDecoder, Target, TreeShape
+from nanospec import SpeculativeDecoder, Target, TreeShape, VocabSelector
 from nanospec.batch.generate import generate_all
+from nanospec.successor_prior import SuccessorPrior
 from nanospec.token_choice import NonFiniteLogitsError
+from nanospec.vocab.routed import RoutedVocab
+from nanospec.vocab.with_prior import PriorVocab
 from tests.tiny_families import VOCAB_SIZE as FAMILY_VOCAB_SIZE
 from tests.tiny_families import family_drafter, family_model
 from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_eagle3_drafter, tiny_eagle3_target, tiny_target
+from tests.tiny_router import tiny_router
 
 TREE = TreeShape(3, 3, 8)
 SAMPLINGS = (
@@ -95,6 +99,18 @@ def test_eagle3_drafts_with_its_own_head_run_in_a_batch(policy, num_rows):
         stats, alone = results[place].stats, decoder.generate(**request).stats
         assert (stats.steps, stats.step_tokens) == (alone.steps, alone.step_tokens)
         assert (stats.observed_ids, stats.unsayable_ids) == (alone.observed_ids, alone.unsayable_ids)
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_a_routed_vocabulary_follows_the_states_of_each_row(prior):
+    target = tiny_target(seed=3)
+    vocab: VocabSelector = RoutedVocab(target.head_weight, tiny_router(target.head_weight, 3), (9, 6))
+    vocab = PriorVocab(vocab, SuccessorPrior(VOCAB_SIZE)) if prior else vocab
+    decoder = SpeculativeDecoder(target, tiny_drafter(target, 2, std=0.02), vocab, TREE)
+    requests = ragged(VOCAB_SIZE, (1, 5, 3, 9), 15)
+    results = assert_each_is_plain(decoder, requests, 3)
+    for place, request in enumerate(requests):
+        assert results[place].stats.steps == decoder.generate(**request).stats.steps
 
 
 class Source:

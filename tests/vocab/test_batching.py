@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanospec.records import DraftVocab, Observation
+from nanospec.vocab.adaptive import AdaptiveVocab
 from nanospec.vocab.batching import copy_sequence, for_batch, sequences
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
@@ -92,5 +93,10 @@ class Observes:
 def test_what_cannot_serve_a_batch_is_refused_by_name():
     with pytest.raises(NotImplementedError, match="sources must have no memory in a batch, got Remembers"):
         for_batch(InContextVocab(WEIGHT, CAPACITY, sources=(Remembers(),)), 2)
+    with pytest.raises(NotImplementedError, match="keep_between_requests must be 0 in a batch, got 3"):
+        for_batch(InContextVocab(WEIGHT, CAPACITY, keep_between_requests=3), 2)
+    adaptive = AdaptiveVocab(InContextVocab(WEIGHT, CAPACITY), FREQUENT)
+    with pytest.raises(TypeError, match="vocab must have for_batch, .* in a batch, got AdaptiveVocab"):
+        for_batch(adaptive, 2)
     with pytest.raises(TypeError, match="vocab must have for_batch, .* in a batch, got Observes"):
         for_batch(Observes(), 2)
