@@ -34,7 +34,7 @@ class BatchStep:
     def run(
         self, num_rows: int, width: int, vocab_width: int, choice: RowChoice, temperature: float | Tensor
     ) -> Tensor:
-        """int64 [num_rows, 4 + L], for `StepOutcome.from_list` row by row.
+        """int64 [num_rows, 5 + L], for `StepOutcome.from_list` row by row.
 
         width        rows of the caches to read: all certain tokens, the roots and one tree
         vocab_width  columns of the draft vocabularies to read, a bound of their counts
