@@ -91,3 +91,29 @@ def test_decoding_checks_after_every_step_when_asked_to(policy, is_fixed, monkey
             loop.fixed_steps = FixedSteps(loop.decoding_step())
         list(loop.steps())
         assert len(calls) == expected * stats.steps
+
+
+def test_a_batch_checks_every_row_after_every_step(monkeypatch):
+    target = tiny_target(1)
+    decoder = SpeculativeDecoder(target, tiny_drafter(target, 2, std=0.02), "in-context+prior", (3, 3, 8))
+    monkeypatch.setenv("NANOSPEC_CHECKS", "1")
+    calls = []
+
+    def counted(vocab):
+        calls.append(vocab)
+        check_vocabulary(vocab)
+
+    monkeypatch.setattr("nanospec.speculation.check_vocabulary", counted)
+    results = dict(decoder.generate_many([[5, 6, 5], [7], [8, 9]], max_batch=2, max_new_tokens=9))
+    assert len(calls) == sum(result.stats.steps for result in results.values()) > 0
+
+    engine = decoder.batch_engine(2)
+    for prompt in ([5, 6, 5], [7]):
+        engine.submit(prompt, max_new_tokens=20)
+    engine.step()
+    engine._rows.vocab.prior.strength[1] = float("nan")
+    with (
+        pytest.warns(RuntimeWarning, match="scores are not finite"),
+        pytest.raises(StateError, match="strengths of the prior must be finite"),
+    ):
+        engine.step()
