@@ -69,6 +69,8 @@ def compare(
         ),
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Decode to max-new-tokens whatever comes.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampled text; the same in every row.")] = 0,
     target: TargetOption = None,
     draft: DraftOption = None,
     lookup: LookupOption = False,
@@ -84,7 +86,7 @@ def compare(
 ) -> None:
     """Compare draft vocabularies: speed, acceptance, and whether every token is the target's own.
 
-    Exit status 1 when greedy tokens differ from autoregressive decoding by more than a near-tie.
+    Exit status 1 when tokens differ from autoregressive decoding by more than a near-tie.
     """
     with one_line_errors(debug):
         if draft == PROMPT_LOOKUP and vocab:
@@ -99,12 +101,15 @@ def compare(
         decoder = load_decoder(target, draft, vocab=first, tree=tree, **options)
         encoded = encode_prompts(decoder, read)
         decoders = build_decoders(decoder, specs, leave_out=not vocab)
-        rows, differences = run_comparison(decoder, decoders, encoded, max_new_tokens, ignore_eos)
+        settings: dict[str, Any] = {"ignore_eos": ignore_eos}
+        if temperature != 0.0:
+            settings |= {"temperature": temperature, "seed": seed}
+        rows, differences = run_comparison(decoder, decoders, encoded, max_new_tokens, settings)
         if json_output:
             about = {
                 "count": len(read),
                 "max_new_tokens": max_new_tokens,
-                "ignore_eos": ignore_eos,
+                **settings,
                 "source": prompts.name if prompts else "demo",
             }
             comparison = _comparison_object(decoder, rows, differences, about)
@@ -167,11 +172,14 @@ def run_comparison(
     decoders: Mapping[str, SpeculativeDecoder],
     prompts: Sequence[Tensor],
     max_new_tokens: int,
-    ignore_eos: bool,
+    settings: Mapping[str, Any],
 ) -> tuple[list[Row], list[Difference]]:
-    """Rows, autoregressive first, and every difference found."""
-    plain = partial(decoder.generate_autoregressive, ignore_eos=ignore_eos)
-    drafting = {name: partial(row.generate, ignore_eos=ignore_eos) for name, row in decoders.items()}
+    """Rows, autoregressive first, and every difference found; settings as `SpeculativeDecoder.generate` takes them."""
+
+    def plain(input_ids: Tensor, **more: Any) -> GenerationResult:
+        return decoder.generate_autoregressive(input_ids, **settings, **more)
+
+    drafting = {name: partial(row.generate, **settings) for name, row in decoders.items()}
     runners = {AUTOREGRESSIVE: plain, **drafting}
     with progress_bar("comparing", num_runs(len(runners), len(prompts))) as advance:
         results = timed_runs(runners, prompts, max_new_tokens, advance)
@@ -180,7 +188,7 @@ def run_comparison(
     def rerun(prompt: int) -> GenerationResult:
         return plain(prompts[prompt], max_new_tokens=max_new_tokens, return_candidates=True)
 
-    differences = find_differences(results, rerun, decoder.target.dtype)
+    differences = find_differences(results, rerun, decoder.target.dtype, "temperature" in settings)
     return build_rows(results, headless, differences), differences
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from nanospec.near_tie import first_difference, is_near_tie, margin_below_top, near_tie_bound
+from nanospec.near_tie import EXACT_DTYPES, first_difference, is_near_tie, margin_below_top, near_tie_bound
 
 if TYPE_CHECKING:
     from nanospec.result import GenerationResult
@@ -22,12 +22,14 @@ Advance = Callable[[], None]
 
 
 class Difference(NamedTuple):
-    """Where a row's greedy tokens leave autoregressive decoding's.
+    """Where a row's tokens leave autoregressive decoding's.
 
     vocab, prompt, position  row name, prompt number from 0, generated token from 0
     margin                   in autoregressive's own logits there, the top one less that of the token that the row has;
                              None where the row has no token or one that is not among the best candidates
     bound                    below it the margin is a near-tie; 0 where the dtype allows no difference
+    near_tie                 rounding explains it; taken for granted of tokens sampled in 16 bits, where any shift of a
+                             probability may pick another with the same random number
     """
 
     vocab: str
@@ -85,19 +87,24 @@ def find_differences(
     results: Mapping[str, Sequence[GenerationResult]],
     rerun: Callable[[int], GenerationResult],
     dtype: torch.dtype,
+    is_sampled: bool = False,
 ) -> list[Difference]:
     """First difference of every row from autoregressive decoding, prompt by prompt.
 
     `rerun(prompt)` decodes a prompt autoregressively once more, with candidates; it is called for prompts with a
-    difference only.
+    difference only, and not for tokens that were sampled in 16 bits.
     """
+    is_rounded = is_sampled and dtype not in EXACT_DTYPES
     differences = []
     for prompt, reference in enumerate(results[AUTOREGRESSIVE]):
         outputs = {name: runs[prompt].token_ids for name, runs in results.items()}
         parted = {name: first_difference(tokens, reference.token_ids) for name, tokens in outputs.items()}
-        witness = rerun(prompt) if any(position is not None for position in parted.values()) else None
+        has_parted = any(position is not None for position in parted.values())
+        witness = rerun(prompt) if has_parted and not is_rounded else None
         for name, position in parted.items():
-            if position is not None and witness is not None:
+            if position is not None and is_rounded:
+                differences.append(Difference(name, prompt, position, None, float("inf"), near_tie=True))
+            elif position is not None and witness is not None:
                 differences.append(_judge(name, prompt, position, outputs[name], witness, dtype))
     return differences
 

@@ -119,12 +119,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _difference_lines(differences: Sequence[Difference]) -> list[str]:
     lines = [
         f"{d.vocab}, prompt {d.prompt + 1}, token {d.position + 1}: "
-        + ("no near-tie" if d.margin is None else f"margin {d.margin:.3g}, near-tie below {d.bound:.3g}")
+        + _reason(d)
         + ("" if d.near_tie else " -> DIFFERENT")
         for d in sorted(differences, key=lambda d: d.near_tie)
     ]
     left_out = len(lines) - MAX_LISTED_DIFFERENCES
     return [*lines[:MAX_LISTED_DIFFERENCES], f"... and {left_out} more"] if left_out > 0 else lines
+
+
+def _reason(difference: Difference) -> str:
+    if difference.margin is not None:
+        return f"margin {difference.margin:.3g}, near-tie below {difference.bound:.3g}"
+    return "another token for the same random number" if difference.near_tie else "no near-tie"
 
 
 def _number(value: float | None, digits: int = 0) -> str:

@@ -169,6 +169,13 @@ def test_ignore_eos_reaches_every_run_and_the_json(script, compare):
     assert all(settings["ignore_eos"] for _, _, settings in script.calls)
 
 
+def test_temperature_and_seed_reach_every_run_and_the_json(script, compare):
+    result = compare("--temperature", "0.7", "--seed", "5", "--json")
+    about = json.loads(result.stdout)["prompts"]
+    assert (about["temperature"], about["seed"]) == (0.7, 5)
+    assert all((settings["temperature"], settings["seed"]) == (0.7, 5) for _, _, settings in script.calls)
+
+
 def test_a_prompt_that_does_not_fit_is_named_before_anything_runs(script, tmp_path):
     path = tmp_path / "long.jsonl"
     path.write_text('{"prompt": "one"}\n\n{"prompt": "%s"}\n' % ("x" * CONTEXT_WINDOW), encoding="utf-8")

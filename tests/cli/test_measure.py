@@ -57,6 +57,15 @@ def test_equal_tokens_need_no_second_run():
     assert find_differences(results, pytest.fail, torch.bfloat16) == []
 
 
+def test_tokens_sampled_in_16_bits_may_differ_and_are_counted_others_are_judged():
+    results = {"autoregressive": [result(DECODED)], "full": [result([10, 99, 12])]}
+    (difference,) = find_differences(results, pytest.fail, torch.bfloat16, is_sampled=True)
+    assert (difference.position, difference.margin, difference.near_tie) == (1, None, True)
+    witness = result(DECODED, [Candidates([token, 99], [16.0, 15.9]) for token in DECODED])
+    (difference,) = find_differences(results, lambda prompt: witness, torch.float32, is_sampled=True)
+    assert not difference.near_tie
+
+
 @pytest.mark.parametrize(
     ("dtype", "margin", "near_tie"),
     [
