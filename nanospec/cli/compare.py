@@ -16,6 +16,7 @@ from nanospec.cli.machine import describe_machine
 from nanospec.cli.measure import (
     AUTOREGRESSIVE,
     Difference,
+    Runner,
     find_differences,
     headless_ratios,
     num_runs,
@@ -180,7 +181,7 @@ def run_comparison(
         return decoder.generate_autoregressive(input_ids, **settings, **more)
 
     drafting = {name: partial(row.generate, **settings) for name, row in decoders.items()}
-    runners = {AUTOREGRESSIVE: plain, **drafting}
+    runners: dict[str, Runner] = {AUTOREGRESSIVE: plain, **drafting}
     with progress_bar("comparing", num_runs(len(runners), len(prompts))) as advance:
         results = timed_runs(runners, prompts, max_new_tokens, advance)
         headless = headless_ratios(drafting, prompts, max_new_tokens, advance)
