@@ -4,6 +4,7 @@ from nanospec.batch.engine import BatchEngine
 from nanospec.decode import SpeculativeDecoder
 from nanospec.draft_vocabulary import DraftVocabulary
 from nanospec.gathered_head import GatheredHead
+from nanospec.integrations.transformers import assist_with, generate_with
 from nanospec.locality_tracker import LocalityTracker
 from nanospec.records import DraftTree, DraftVocab, Observation, Verdict
 from nanospec.result import GenerationResult, StreamPiece
@@ -35,6 +36,8 @@ __all__ = [
     "TreeShape",
     "Verdict",
     "VocabSelector",
+    "assist_with",
     "build_vocab_selector",
+    "generate_with",
     "verify",
 ]

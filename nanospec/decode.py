@@ -322,10 +322,13 @@ class SpeculativeDecoder:
         self.last_stats = stats
 
     def speculate(
-        self, input_ids: Tensor, tree: TreeShape, max_new_tokens: int
+        self, input_ids: Tensor, tree: TreeShape, max_new_tokens: int, **sampling: Any
     ) -> tuple[SpeculativeLoop, GenerationStats]:
-        """The bare greedy loop over a prompt with a tree of another shape, and its figures; ends with its consumer."""
-        return self._speculate(self._request(input_ids, max_new_tokens, ignore_eos=True), tree)
+        """The bare loop over a prompt with a tree of any shape, and its figures; ends with its consumer.
+
+        sampling as in `generate`: greedy without any.
+        """
+        return self._speculate(self._request(input_ids, max_new_tokens, ignore_eos=True, **sampling), tree)
 
     def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
         stats = replace(self._new_stats(), tree=tree, lossless=request.sampling.is_lossless)

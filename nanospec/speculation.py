@@ -24,6 +24,7 @@ from nanospec.step_graphs import FixedSteps, bucketed_width
 from nanospec.step_outcome import StepOutcome, observation_of, pack_outcome, tokens_after_path
 from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
+from nanospec.token_walk import TokenChooser, accept_chosen
 from nanospec.tree_drafter import TreeGrower, cache_rows_needed
 from nanospec.verifier import verify
 from nanospec.vocab.adaptive import adaptive_part
@@ -38,6 +39,8 @@ class SpeculativeLoop:
     """One request's run over a shared target and drafter. `steps` yields the new token ids of every target pass.
 
     The output is the target's own: the drafter and the vocabulary only decide how many tokens a pass yields.
+
+    chooser: picks every token, in place of what the request says about sampling; its steps have no fixed shape.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class SpeculativeLoop:
         self.request, self.stats, self.clock = request, stats, clock
         self.probe: HeadlessProbe | None = None
         self.fixed_steps: FixedSteps | None = None
+        self.chooser: TokenChooser | None = None
         self.on_verdict: Callable[[DraftTree, Verdict, int], None] | None = None
         self.num_top = num_top if vocab.observes else 1
         self.path_length = tree_drafter.shape.depth + 1
@@ -160,7 +164,7 @@ class SpeculativeLoop:
             if request.sampling.repetition_penalty != 1.0:
                 self.seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
                 self.seen.scatter_(1, input_ids, True)
-            next_id, largest = choose_next(prefill.last_logits, request.sampling, self.uniforms[:1], self.seen)
+            next_id, largest = self._choose_first(prefill.last_logits)
             check_finite_logits(float(largest), input_ids.shape[1] - 1)
             root_id = next_id[:, None]
             following = torch.cat((input_ids[:, 1:], root_id), 1)
@@ -175,7 +179,15 @@ class SpeculativeLoop:
         self.num_generated, self.stats.target_passes = 1, 1
         return root_id, state
 
+    def _choose_first(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """As `choose_next`, of the logits [1, V] after the prompt."""
+        if self.chooser is None:
+            return choose_next(logits, self.request.sampling, self.uniforms[:1], self.seen)
+        return torch.tensor([self.chooser.choose(logits)], device=logits.device), logits.amax(-1)
+
     def _accept(self, tree: DraftTree, output: Verification) -> Verdict:
+        if self.chooser is not None:
+            return accept_chosen(tree, output.logits, self.chooser, self.path_length - 1)
         sampling = self.request.sampling
         u = self.uniforms[None, self.num_generated : self.num_generated + self.path_length]
         return verify(

@@ -1,0 +1,1 @@
+"""nanospec inside other people's decoding."""
