@@ -70,7 +70,8 @@ def refuse_unsupported_assistance(call: GenerateCall) -> None:
         raise NotImplementedError(
             f"input_ids must hold one sequence with an assistant, got a batch of {call.batch_size}"
         )
-    if call.model_kwargs.get("attention_mask") is not None:
+    mask = call.model_kwargs.get("attention_mask")
+    if mask is not None and not bool((mask == 1).all()):
         raise NotImplementedError("attention_mask must be all ones with an assistant, got padding")
     if not call.config.use_cache:
         raise NotImplementedError("use_cache must be True with an assistant, got False")

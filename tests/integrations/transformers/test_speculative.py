@@ -33,7 +33,7 @@ from tests.integrations.transformers.generate_calls import (
 )
 from tests.tiny_families import VOCAB_SIZE
 from tests.tiny_language_models import noisy_copy, tiny_language_model
-from tests.tiny_pair import tiny_drafter, tiny_model
+from tests.tiny_pair import tiny_drafter, tiny_eagle3_drafter, tiny_eagle3_target, tiny_model
 
 NEW = 16
 PROMPT = prompt_of(3, 1, 4, 1, 5, 9, 2, 6)
@@ -287,6 +287,30 @@ def test_language_models_draft_too(vocab):
         plain, ours = both(model, speculative, PROMPT, max_new_tokens=NEW, **rule)
         assert ours.tolist() == plain.tolist()
     assert isinstance(speculative.decoder_for(model), SpeculativeDecoder)
+
+
+def test_drafts_that_read_several_layers_draft_too():
+    target = tiny_eagle3_target(1)
+    speculative = nanospec.generate_with(tiny_eagle3_drafter(target, 2), tree=TREE)
+    for rule in ({}, {"do_sample": True}):
+        plain, ours = both(target.model, speculative, PROMPT, max_new_tokens=NEW, **rule)
+        assert ours.tolist() == plain.tolist()
+
+
+def test_a_processor_that_fails_leaves_the_next_call_as_it_was():
+    class Fails(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            if input_ids.shape[1] > 11:
+                raise KeyError("no such state")
+            return scores
+
+    model, speculative = cached_model("gemma2"), cached_speculative("gemma2")
+    plain = model.generate(PROMPT, max_new_tokens=NEW)
+    with pytest.raises(KeyError, match="no such state"):
+        model.generate(
+            PROMPT, custom_generate=speculative, max_new_tokens=NEW, logits_processor=LogitsProcessorList([Fails()])
+        )
+    assert model.generate(PROMPT, custom_generate=speculative, max_new_tokens=NEW).tolist() == plain.tolist()
 
 
 def test_calls_of_several_threads_wait_for_each_other():

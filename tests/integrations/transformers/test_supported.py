@@ -15,7 +15,6 @@ from transformers import (
 )
 
 import nanospec
-from nanospec.integrations.transformers.prompts import padded_rows
 from tests.byte_tokenizer import byte_tokenizer
 from tests.integrations.transformers.generate_calls import EOS, PAD, cached_model, cached_speculative, prompt_of
 from tests.integrations.transformers.test_speculative import AfterRepeat
@@ -133,11 +132,6 @@ def test_encoder_decoder_models_are_refused():
 def test_a_draft_of_another_kind_is_refused():
     with pytest.raises(TypeError, match="draft must be a path, a hub id, a model or a Drafter, got int"):
         nanospec.generate_with(3)
-
-
-def test_padding_without_an_id_for_it_is_refused():
-    with pytest.raises(ValueError, match="pad_token_id must be set for rows of different lengths, got None"):
-        padded_rows([prompt_of(1, 2), prompt_of(3)], None)
 
 
 def test_what_serves_rows_alone_is_taken_in_a_batch():
