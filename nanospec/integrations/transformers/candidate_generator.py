@@ -14,6 +14,8 @@ from nanospec.drafters.causal_lm import CausalLMDrafter
 from nanospec.records import Observation
 from nanospec.tree_drafter import TreeDrafter
 from nanospec.tree_shape import TreeShape
+from nanospec.vocab.adaptive import adaptive_part, policy_below
+from nanospec.vocab.routed import RoutedVocab
 from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 DEFAULT_NUM_CANDIDATES, DEFAULT_NUM_TOP = 5, 16
@@ -33,8 +35,8 @@ class GatheredCandidateGenerator(CandidateGenerator):
     Candidates come without logits: transformers then keeps those that are the target's own choices, which leaves its
     output what it is, greedy or sampled.
 
-    Raises TypeError or ValueError naming the argument, what it must be and what it was; as `CausalLMDrafter` and
-    `build_vocab_selector`.
+    Raises TypeError or ValueError naming the argument, what it must be and what it was, NotImplementedError for a
+    vocabulary that is adaptive or routed; as `CausalLMDrafter` and `build_vocab_selector`.
     """
 
     requires_model_outputs = False
@@ -66,6 +68,8 @@ class GatheredCandidateGenerator(CandidateGenerator):
             self.vocab = build_vocab_selector(vocab, weight, capacity, frequent_ids=frequent_ids)
         else:
             self.vocab = build_reduced_vocab(vocab, weight, ids, vocab_size, capacity, frequent_ids)
+        if adaptive_part(self.vocab) or isinstance(policy_below(self.vocab), RoutedVocab):
+            raise NotImplementedError(f"vocab must not be adaptive or routed for an assistant, got {self.vocab.name!r}")
         self.num_candidates, self.num_top = num_candidates, min(num_top, vocab_size)
         window = self.drafter.body.context_window
         self.max_length = window if max_length is None else min(max_length, window)

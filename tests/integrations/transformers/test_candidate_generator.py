@@ -178,6 +178,11 @@ def test_what_cannot_be_served_names_the_argument(settings, error, message):
         ({"num_candidates": 0}, ValueError, "num_candidates must be an int of at least 1, got 0"),
         ({"num_top": True}, ValueError, "num_top must be an int of at least 1, got True"),
         ({"vocab": "fancy"}, ValueError, "vocab must be 'full', .*, got 'fancy'"),
+        (
+            {"vocab": "hybrid:auto+prior", "frequent_ids": torch.arange(VOCAB_SIZE)},
+            NotImplementedError,
+            "vocab must not be adaptive or routed for an assistant",
+        ),
         ({"assistant": 3}, TypeError, "assistant must be a PreTrainedModel, got int"),
         ({"assistant": tiny_model(1).train()}, ValueError, "assistant must be in evaluation mode"),
     ],
