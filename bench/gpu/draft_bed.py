@@ -28,7 +28,7 @@ class DraftBed:
         self.memory = DraftMemory(cache.buffer.normal_(), *drafter.rotation(capacity))
         self.certain = self._place(context_length, capacity)
         self.extended = self._place(context_length + num_extended, capacity)
-        self.num_extended = torch.full((1,), num_extended, device=weight.device)
+        self.num_extended = torch.full((batch_size,), num_extended, device=weight.device)
         self.new_ids = torch.zeros(batch_size, num_extended, dtype=torch.int64, device=weight.device)
         self.features = weight.new_empty(batch_size, num_extended, shape.hidden_size).normal_()
 
@@ -62,7 +62,7 @@ class DraftBed:
         return lambda states, token_ids, level: best_children(logits.expand(*states.shape[:2], -1), branching)
 
     def _place(self, length: int, capacity: int) -> CachePlace:
-        return CachePlace(torch.full((1,), length, device=self.device), capacity)
+        return CachePlace(torch.full((self.batch_size,), length, device=self.device), capacity)
 
 
 def children_by_head(head: GatheredHead, vocab: DraftVocab, branching: int) -> Children:
