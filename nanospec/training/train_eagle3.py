@@ -3,7 +3,7 @@
     python -m nanospec.training.train_eagle3 --corpus train.jsonl.xz --target DIR --out runs/eagle3 --minutes 25
 
 It reads a low, a middle and a high layer of the target and shares its embedding and head, so that no head has to be
-trained; its file then holds none. `nanospec trim` writes one of chosen ids into it, with a map d2t as published drafts.
+trained; its file then holds none. `nanospec trim` writes some rows into it, with a map d2t as in published drafts.
 """
 
 from __future__ import annotations
