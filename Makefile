@@ -20,8 +20,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## compare draft vocabularies on the embedded pair
 	$(BIN)/nanospec compare
 
+# A process per core, each with one thread: models of the tests are too small for more.
 test: lint  ## lint, then every test, on the CPU
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 lint: $(INSTALLED)  ## ruff check, ruff format, mypy
 	$(BIN)/ruff check .
