@@ -233,22 +233,24 @@ def test_left_padded_batches_are_those_of_plain_generate(name, rule):
 
 def test_sampled_rows_are_what_plain_generate_draws_one_after_the_other():
     model, settings = cached_model("llama-tied"), {"do_sample": True, "max_new_tokens": NEW, "pad_token_id": PAD}
+    speculative = cached_speculative("llama-tied")
     torch.manual_seed(3)
     expected = [
         model.generate(row[mask.bool()][None], **settings)[0, -NEW:].tolist()
         for row, mask in zip(BATCH, MASK, strict=True)
     ]
     torch.manual_seed(3)
-    ours = model.generate(BATCH, attention_mask=MASK, custom_generate=cached_speculative("llama-tied"), **settings)
+    ours = model.generate(BATCH, attention_mask=MASK, custom_generate=speculative, **settings)
     assert ours[:, BATCH.shape[1] :].tolist() == expected
 
 
 def test_returned_sequences_are_drawn_one_after_the_other():
     model, settings = cached_model("gemma2"), {"do_sample": True, "max_new_tokens": NEW}
+    speculative = cached_speculative("gemma2")
     torch.manual_seed(3)
     expected = [model.generate(PROMPT, **settings)[0].tolist() for _ in range(3)]
     torch.manual_seed(3)
-    ours = model.generate(PROMPT, num_return_sequences=3, custom_generate=cached_speculative("gemma2"), **settings)
+    ours = model.generate(PROMPT, num_return_sequences=3, custom_generate=speculative, **settings)
     assert ours.tolist() == expected
 
 
