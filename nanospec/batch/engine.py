@@ -110,7 +110,8 @@ class BatchEngine:
         self._step_stats = self._new_stats()
         self._step = BatchStep(self._rows, grower, self._num_top, StageClock(self._step_stats, device))
         self._num_rows_behind = max(cache_rows_needed(self.tree), self.tree.depth + 1) + 1
-        self._choice: RowChoice | None = None
+        self._choice: RowChoice | None = None  # made anew, with the temperature, when rows change
+        self._temperature: float | Tensor = 1.0
         self._waiting: deque[tuple[int, Request]] = deque()
         self._running: list[_Running] = []
         self._num_submitted = 0
@@ -238,14 +239,18 @@ class BatchEngine:
         if self._choice is None:
             samplings = [request.loop.request.sampling for request in running]
             self._choice = RowChoice.of(samplings, self._prompt_target.device)
+            self._temperature = self._draft_temperature()
         most_active = max(request.loop.num_active for request in running)
         vocab_width = max(-(-most_active // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self.tree.branching)
-        temperatures = [request.temperature for request in running]
-        temperature: float | Tensor = temperatures[0]
-        if len(set(temperatures)) > 1:
-            temperature = torch.tensor(temperatures, device=self._prompt_target.device)[:, None, None]
         self._step_stats.seconds = dict.fromkeys(STAGES, 0.0)
-        return self._step.run(len(running), width, vocab_width, self._choice, temperature)
+        return self._step.run(len(running), width, vocab_width, self._choice, self._temperature)
+
+    def _draft_temperature(self) -> float | Tensor:
+        """Of all rows, float32 [B, 1, 1] where they differ."""
+        temperatures = [request.temperature for request in self._running]
+        if len(set(temperatures)) == 1:
+            return temperatures[0]
+        return torch.tensor(temperatures, device=self._prompt_target.device)[:, None, None]
 
     def _take_in(self, row: int, emitted: list[int]) -> BatchPiece:
         """New token ids of a row; the row is free if they end its request."""

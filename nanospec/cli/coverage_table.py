@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+
+from nanospec.cli.table import number_table, percent
 
 PLAIN_WIDTH = 140  # of a file or pipe, which has no width of its own
 HEADINGS = (
@@ -29,16 +29,14 @@ def print_coverage(rows: Sequence[dict[str, Any]]) -> None:
         console = Console(highlight=False, width=PLAIN_WIDTH)
     tasks = list(rows[0]["per_task"])
     depths = [step["depth"] for step in rows[0]["per_depth"]]
-    console.print(_table([HEADINGS, *(_cells(row) for row in rows)]))
-    by_task = [
-        (row["vocab"], *(_percent(row["per_task"][task]["accept_vs_full"], 1) for task in tasks)) for row in rows
-    ]
+    console.print(number_table([HEADINGS, *(_cells(row) for row in rows)]))
+    by_task = [(row["vocab"], *(percent(row["per_task"][task]["accept_vs_full"], 1) for task in tasks)) for row in rows]
     counts = [f"{task}\n{rows[0]['per_task'][task]['contexts']:,}" for task in tasks]
     console.print("\naccept length of full's, by task (contexts below its name)", markup=False)
-    console.print(_table([("vocabulary", *counts), *by_task]))
-    by_depth = [(row["vocab"], *(_percent(step["coverage"], 1) for step in row["per_depth"])) for row in rows]
+    console.print(number_table([("vocabulary", *counts), *by_task]))
+    by_depth = [(row["vocab"], *(percent(step["coverage"], 1) for step in row["per_depth"])) for row in rows]
     console.print("\ncoverage by depth", markup=False)
-    console.print(_table([("vocabulary", *map(str, depths)), *by_depth]))
+    console.print(number_table([("vocabulary", *map(str, depths)), *by_depth]))
     console.print(MEANING, markup=False, soft_wrap=not console.is_terminal)
 
 
@@ -48,24 +46,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["vocab"],
         f"{row['mean_active_vocab']:,.0f}",
         f"{row['accept_length']:.2f}",
-        _percent(row["accept_vs_full"], 1),
+        percent(row["accept_vs_full"], 1),
         f"{100 * low:.1f} .. {100 * high:.1f}%",
-        _percent(row["coverage"], 1),
-        _percent(row["recall_top1"], 1),
-        _percent(row["recall_tree"], 1),
-        _percent(row["upkeep_share"], 1),
+        percent(row["coverage"], 1),
+        percent(row["recall_top1"], 1),
+        percent(row["recall_tree"], 1),
+        percent(row["upkeep_share"], 1),
     )
-
-
-def _table(lines: Sequence[Sequence[str]]) -> Table:
-    """A table of the lines, the first of them its headings; everything but the first column is a number."""
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for index, heading in enumerate(lines[0]):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=index == 0)
-    for line in lines[1:]:
-        table.add_row(*line)
-    return table
-
-
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f}%"

@@ -44,11 +44,11 @@ def print_comparison(rows: Sequence[Row], differences: Sequence[Difference]) -> 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
-    table = _table([HEADINGS, *(_cells(row) for row in rows)])
+    table = number_table([HEADINGS, *(_cells(row) for row in rows)])
     options = console.options.update(width=UNLIMITED_WIDTH)
     if Measurement.get(console, options, table).maximum > console.width:
         headings = [heading.replace("\n", " ") for heading in HEADINGS]
-        table = _table(list(zip(headings, *(_cells(row) for row in rows), strict=True)))
+        table = number_table(list(zip(headings, *(_cells(row) for row in rows), strict=True)))
     console.print(table)
     for line in (*_difference_lines(differences), *explain(rows)):
         console.print(line, markup=False, soft_wrap=not console.is_terminal)
@@ -63,9 +63,9 @@ def explain(rows: Sequence[Row]) -> list[str]:
     if chosen is not None and full is not None:
         sentences.append(
             f"{chosen.vocab} drafts from {_number(chosen.mean_active_vocab)} rows instead of "
-            f"{_number(full.mean_active_vocab)}: draft time is {_percent(chosen.draft_vs_full)} of full's "
+            f"{_number(full.mean_active_vocab)}: draft time is {percent(chosen.draft_vs_full)} of full's "
             f"({_times(chosen.draft_vs_headless)} that of a draft without any head), accept length is "
-            f"{_percent(chosen.accept_vs_full)} of full's, and decoding runs at {_times(chosen.speedup_vs_full)} the "
+            f"{percent(chosen.accept_vs_full)} of full's, and decoding runs at {_times(chosen.speedup_vs_full)} the "
             f"speed of full, {_times(chosen.speedup_vs_autoregressive)} that of autoregressive decoding."
         )
     return [*sentences, PREFILL_IS_APART, _exactness(rows)]
@@ -86,7 +86,7 @@ def _exactness(rows: Sequence[Row]) -> str:
     )
 
 
-def _table(lines: Sequence[Sequence[str]]) -> Table:
+def number_table(lines: Sequence[Sequence[str]]) -> Table:
     """A table of the lines, the first of them its headings; everything but the first column is a number."""
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for index, heading in enumerate(lines[0]):
@@ -103,12 +103,12 @@ def _cells(row: Row) -> tuple[str, ...]:
         _times(row.speedup_vs_autoregressive),
         _times(row.speedup_vs_full),
         _number(row.mean_accept_length, 2),
-        _percent(row.accept_vs_full),
+        percent(row.accept_vs_full),
         _number(row.mean_active_vocab),
         _number(row.draft_ms_per_step, 2),
-        _percent(row.draft_vs_full),
+        percent(row.draft_vs_full),
         _times(row.draft_vs_headless),
-        _percent(row.vocabulary_share, 1),
+        percent(row.vocabulary_share, 1),
         _number(row.prefill_ms_per_prompt, 1),
         _times(row.end_to_end_vs_autoregressive),
         "yes" if row.identical else "NO",
@@ -141,5 +141,5 @@ def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
-def _percent(value: float | None, digits: int = 0) -> str:
+def percent(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f}%"

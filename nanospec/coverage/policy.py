@@ -125,7 +125,7 @@ class PolicyProbe:
         """The tree after root_id int64 [1, 1] with the drafter's state [1, 1, D], grown over `width` columns, and the
         vocabularies that its levels were drafted from; one, where it is the same for all."""
         vocab, levels = self.vocab.select(width), []
-        at_level = getattr(vocab, "at_level", None)
+        at_level = vocab.at_level
         if at_level is None:
             return self._grower.draft(root_id, state, vocab), [vocab]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nanospec.all_or_nothing import new_file
 from nanospec.untrusted_files import parse_json
 from nanospec.vocab.router import NUM_SAMPLED_ROWS, Router
 
@@ -30,12 +30,8 @@ def write_router(path: str | Path, router: Router, num_rows: tuple[int, ...], re
     path = checked_router_path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in router.state_dict().items()}
     tensors[LEVEL_ROWS] = torch.tensor(num_rows)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with new_file(path) as partial:
         save_file(tensors, partial, {**FORMAT, REPORT: json.dumps(report)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def checked_router_path(path: str | Path) -> Path:
