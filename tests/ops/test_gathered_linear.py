@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nanospec.ops.gathered_linear import gathered_linear, shared_gathered_linear
 from nanospec.ops.gathered_linear_reference import gathered_linear_reference
@@ -149,7 +150,7 @@ def test_compiles_with_any_number_of_tokens(backend: str) -> None:
         return shared_gathered_linear(x, weight, ids, bias, count)[..., :2].square().sum(-1)
 
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(loss, backend=counter, fullgraph=True, dynamic=True)
     for num_tokens in (3, 7):
         x, weight, ids, bias, count, _ = make_inputs(2, 5, num_tokens=num_tokens, is_shared=True, count=[4])
@@ -164,7 +165,7 @@ def test_compiles_with_any_number_of_tokens(backend: str) -> None:
 
 def test_count_changes_without_recompilation() -> None:
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(gathered_linear, backend=counter, fullgraph=True)
     x, weight, ids, bias, count, _ = make_inputs(1, 150, count=[0])
     with torch.no_grad():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nanospec.ops.smallest_id_topk import smallest_id_topk
 from nanospec.ops.smallest_id_topk_reference import smallest_id_topk_reference
@@ -92,7 +93,7 @@ def test_gradient_goes_to_what_was_chosen(dtype: torch.dtype) -> None:
 
 def test_compiles_with_any_number_of_rows() -> None:
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(smallest_id_topk, backend=counter, fullgraph=True, dynamic=True)
     draw = torch.Generator().manual_seed(0)
     ids = make_ids((70,), draw)
