@@ -209,8 +209,8 @@ class SpeculativeLoop:
         self.stats.failed_drafts += 1
         if self.stats.failed_drafts == 1:
             warnings.warn(
-                f"the drafter's scores are not finite at step {self.stats.steps}: the output stays right, but such "
-                "steps yield one token each",
+                f"the drafter gave no active id a finite score at step {self.stats.steps} (it has none, or its token "
+                "map lacks these ids): the output stays right, but such steps yield one token each",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -52,7 +52,7 @@ def test_a_drafter_without_finite_scores_is_counted_and_changes_nothing(vocab, b
     decoder.drafter.fc.weight.fill_(bad)
     if is_fixed:
         run_fixed_shapes(decoder, monkeypatch)
-    with pytest.warns(RuntimeWarning, match="drafter's scores are not finite at step 1") as caught:
+    with pytest.warns(RuntimeWarning, match="drafter gave no active id a finite score at step 1") as caught:
         result = decoder.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     assert result.token_ids == expected
     assert len(caught) == 1
@@ -67,7 +67,7 @@ def test_medusa_heads_without_finite_scores_change_nothing():
     expected = plain_tokens(decoder)
     for parameter in drafter.parameters():
         parameter.data.fill_(float("nan"))
-    with pytest.warns(RuntimeWarning, match="scores are not finite"):
+    with pytest.warns(RuntimeWarning, match="no active id a finite score"):
         result = decoder.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     assert (result.token_ids, result.stats.failed_drafts) == (expected, result.stats.steps)
 

@@ -113,7 +113,7 @@ def test_a_batch_checks_every_row_after_every_step(monkeypatch):
     engine.step()
     engine._rows.vocab.prior.strength[1] = float("nan")
     with (
-        pytest.warns(RuntimeWarning, match="scores are not finite"),
+        pytest.warns(RuntimeWarning, match="no active id a finite score"),
         pytest.raises(StateError, match="strengths of the prior must be finite"),
     ):
         engine.step()

@@ -185,7 +185,7 @@ def test_a_drafter_of_nan_logits_changes_nothing():
     decoder = pair("full")
     expected = decoder.generate_autoregressive([4, 4], max_new_tokens=15).token_ids
     decoder.drafter.fc.weight.fill_(torch.nan)
-    with pytest.warns(RuntimeWarning, match="the drafter's scores are not finite"):
+    with pytest.warns(RuntimeWarning, match="the drafter gave no active id a finite score"):
         results = dict(decoder.generate_many([[4, 4]] * 3, max_new_tokens=15))
     assert [results[place].token_ids for place in range(3)] == [expected] * 3
     assert results[0].stats.mean_accept_length == 1.0
