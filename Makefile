@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean clean-venv
+.PHONY: help demo test lint bench package clean clean-venv
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ lint: $(INSTALLED)  ## ruff check, ruff format, mypy
 
 bench: $(INSTALLED)  ## timings of the operators
 	$(BIN)/python -m pytest bench -o python_files='bench_*.py'
+
+package:  ## build sdist and wheel, install the wheel into an empty environment
+	PYTHON=$(PYTHON) .ci/package
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
