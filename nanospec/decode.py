@@ -25,7 +25,7 @@ from nanospec.checkpoints.target import load_target
 from nanospec.checkpoints.tokenizer import encode_prompt
 from nanospec.compiled_drafter import refuse_uncompiled
 from nanospec.decoder_options import TreeArgument, as_tree_shape, checked_temperature, eos_ids_of, resolve_cuda_graph
-from nanospec.demo import DRAFT_DIRECTORY, TARGET_DIRECTORY
+from nanospec.demo import DRAFT_DIRECTORIES, DRAFT_DIRECTORY, TARGET_DIRECTORY, VOCAB_SIZE
 from nanospec.drafters.drafter import Drafter, HasHead, HasOwnCache, deepest_tree
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.drafters.joined_drafter import join_prompt_lookup
@@ -183,9 +183,17 @@ class SpeculativeDecoder:
         return cls(loaded, drafter, **options)
 
     @classmethod
-    def from_demo(cls, **options: Any) -> SpeculativeDecoder:
-        """A decoder over the embedded pair; options as in `from_pretrained`."""
-        return cls.from_pretrained(TARGET_DIRECTORY, DRAFT_DIRECTORY, **options)
+    def from_demo(cls, draft: str = "eagle", **options: Any) -> SpeculativeDecoder:
+        """A decoder over the embedded target; options as in `from_pretrained`.
+
+        draft: "eagle", "eagle3", "medusa", the embedded ones, or "prompt-lookup". Raises ValueError for another.
+        """
+        if draft not in (*DRAFT_DIRECTORIES, PROMPT_LOOKUP):
+            names = ", ".join((*DRAFT_DIRECTORIES, PROMPT_LOOKUP))
+            raise ValueError(f"draft of the embedded target must be one of {names}, got {draft!r}")
+        if "frequent_ids" not in options:  # one list for all of them
+            options["frequent_ids"] = read_static_list(DRAFT_DIRECTORY / FREQUENT_IDS, VOCAB_SIZE)
+        return cls.from_pretrained(TARGET_DIRECTORY, DRAFT_DIRECTORIES.get(draft, draft), **options)
 
     def with_vocab(
         self, vocab: str | VocabSelector, *, num_top: int | None = None, capacity: int | None = None

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from nanospec import SpeculativeDecoder, TreeShape
-from nanospec.demo import DEMO_DIRECTORY, DRAFT_DIRECTORY, TARGET_DIRECTORY
+from nanospec.demo import DEMO_DIRECTORY, DRAFT_DIRECTORIES, DRAFT_DIRECTORY, TARGET_DIRECTORY, VOCAB_SIZE
 
 MAX_BYTES = 60_000_000
 PROMPTS = ("How does a rainbow form?", "Write a Python function that adds two numbers.")
@@ -61,3 +61,21 @@ def test_the_in_context_vocabulary_is_small_and_good(decoder):
     full = decoder.with_vocab("full").generate(ids, max_new_tokens=64).stats
     assert small.mean_active_vocab < 1000 < full.mean_active_vocab == 131072
     assert small.mean_accept_length > 0.8 * full.mean_accept_length > 0.8 * 1.5
+
+
+@pytest.mark.parametrize("draft", sorted(set(DRAFT_DIRECTORIES) - {"eagle"}))
+def test_every_embedded_drafter_decodes_exactly_and_helps(decoder, draft):
+    """With lists of frequent ids, of which there is one for all drafters."""
+    other = SpeculativeDecoder.from_demo(draft, dtype="float32", tree=TreeShape(4, 6, 16), vocab="hybrid:1024+prior")
+    assert (other.drafter.name, other.target.vocab_size) == (draft, VOCAB_SIZE)
+    for sampling in ({}, {"temperature": 0.8, "seed": 5}):
+        ids = decoder.encode(PROMPTS[1])
+        plain = decoder.generate_autoregressive(ids, max_new_tokens=48, **sampling)
+        result = other.generate(ids, max_new_tokens=48, **sampling)
+        assert result.token_ids == plain.token_ids
+        assert result.stats.mean_accept_length > 1.3
+
+
+def test_a_drafter_that_is_not_embedded_is_refused():
+    with pytest.raises(ValueError, match="must be one of eagle, eagle3, medusa, prompt-lookup, got 'hydra'"):
+        SpeculativeDecoder.from_demo("hydra")

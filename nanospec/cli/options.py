@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanospec.cli.progress import busy
-from nanospec.demo import TARGET_DIRECTORY
+from nanospec.demo import DRAFT_DIRECTORIES
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP
 from nanospec.tree_shape import TreeShape, parse_tree_shape
 
@@ -19,7 +19,7 @@ DraftOption = Annotated[
     str | None,
     typer.Option(
         help="Draft of that target: path or hub id; mtp, the native MTP modules in its checkpoint; or prompt-lookup, "
-        "which needs no weights."
+        "which needs no weights. Of the embedded target: eagle, eagle3, medusa or prompt-lookup."
     ),
 ]
 TreeOption = Annotated[
@@ -70,14 +70,12 @@ VOCAB_METAVAR = "in-context|full|static:N|static:FILE|hybrid:N|hybrid:auto|route
 def load_decoder(
     target: str | None, draft: str | None, *, vocab: str, tree: str | None, **options: Any
 ) -> SpeculativeDecoder:
-    """The decoder of the embedded pair, or of `target` and `draft` when both are given; options as it takes them.
+    """The decoder of `target` and `draft`, or of the embedded target and one of its drafts; options as it takes them.
 
-    The draft "prompt-lookup" fits any target; alone it drafts for the embedded one. Raises ValueError when only one of
-    them is given otherwise, and for a tree that cannot be read.
+    Raises ValueError when only one of them is given otherwise, and for a tree that cannot be read.
     """
-    if target is None and draft == PROMPT_LOOKUP:
-        target = str(TARGET_DIRECTORY)
-    if (target is None) != (draft is None):
+    is_demo = target is None and draft in (None, *DRAFT_DIRECTORIES, PROMPT_LOOKUP)
+    if not is_demo and (target is None or draft is None):
         given, missing = ("--draft", "--target") if target is None else ("--target", "--draft")
         raise ValueError(f"--target and --draft must be given together, got {given} without {missing}")
     shape: TreeShape | str | None = tree if tree is None or tree == "auto" else parse_tree_shape(tree)
@@ -86,5 +84,5 @@ def load_decoder(
     options |= {"vocab": vocab, "tree": shape}
     with busy("loading"):
         if target is None or draft is None:
-            return SpeculativeDecoder.from_demo(**options)
+            return SpeculativeDecoder.from_demo(draft or "eagle", **options)
         return SpeculativeDecoder.from_pretrained(target, draft, **options)

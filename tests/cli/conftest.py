@@ -66,8 +66,8 @@ class FakeDecoder:
         )
 
     @classmethod
-    def from_demo(cls, **options: Any) -> FakeDecoder:
-        return cls._load("demo", options)
+    def from_demo(cls, draft: str = "eagle", **options: Any) -> FakeDecoder:
+        return cls._load("demo" if draft == "eagle" else f"demo {draft}", options)
 
     @classmethod
     def from_pretrained(cls, target: str, draft: str, **options: Any) -> FakeDecoder:
