@@ -65,8 +65,9 @@ class SpeculativeDecoder:
     target, drafter   modules on one device and in one dtype
     vocab             "in-context", "full", "static:N", "static:FILE", "hybrid:N" (N frequent ids and in-context),
                       "hybrid:auto" (as many of them as pay for their rows), "routed:FILE" (clusters that a trained
-                      router picks), each also with "+prior" (`SuccessorPrior`), or a `VocabSelector`, over the head
-                      that drafts: the drafter's own where it has one. Prompt lookup alone scores nothing and reads none
+                      router picks), "hybrid:N+routed:FILE:N" (rows that it adds), each also with "+prior"
+                      (`SuccessorPrior`), or a `VocabSelector`, over the head that drafts: the drafter's own where it
+                      has one. Prompt lookup alone scores nothing and reads none
     tree              TreeShape(depth, branching, num_nodes), None for the device's default, "auto" to measure, or a
                       StaticTree, whose nodes are fixed by rank
     num_top           target suggestions per position that enter an in-context vocabulary; None: 16 (NanoSpec: 3)

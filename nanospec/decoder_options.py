@@ -18,6 +18,7 @@ from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.none import NoVocab
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.routed import RoutedVocab
+from nanospec.vocab.router_added import RouterAddedVocab
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector
@@ -33,6 +34,7 @@ OUR_VOCABULARIES = (
     PriorVocab,
     ReducedVocab,
     RoutedVocab,
+    RouterAddedVocab,
     StaticVocab,
 )
 

@@ -15,6 +15,7 @@ from nanospec.ops.vocabulary_update import NEVER_LEAVES
 from nanospec.vocab.adaptive import AdaptiveVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab
+from nanospec.vocab.router_added import RouterAddedVocab
 from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import VocabSelector
 
@@ -40,7 +41,7 @@ def _problems(vocab: VocabSelector) -> Iterator[str]:
         if not vocab.prior.strength.isfinite().all():
             yield "strengths of the prior must be finite"
         yield from _problems(vocab.policy)
-    elif isinstance(vocab, AdaptiveVocab):
+    elif isinstance(vocab, AdaptiveVocab | RouterAddedVocab):
         yield from _problems(vocab.policy)
     elif isinstance(vocab, ReducedVocab):
         chosen = vocab.policy.select(None).draft_ids

@@ -14,6 +14,7 @@ from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab, head_positions
 from nanospec.vocab.routed import RoutedVocab, for_levels, parse_rows
+from nanospec.vocab.router_added import LOOKED_AT, RouterAddedVocab
 from nanospec.vocab.router_file import read_router
 from nanospec.vocab.same_head import is_same_head
 from nanospec.vocab.sources import IN_CONTEXT_SOURCES, CandidateSource, TargetSuggestions, TextTokens
@@ -23,7 +24,8 @@ from nanospec.vocab.with_prior import PriorVocab
 CHOICES = (
     "'full', 'in-context' ('context-only' and 'extension-only' are its halves), 'static:N' (the N most frequent ids), "
     "'static:FILE', 'hybrid:N' (these N and in-context), 'hybrid:auto' (as many of them as pay for their rows), "
-    "'routed:FILE' (by a trained router) or 'routed:FILE:N' (N rows per level, or N,N,..), each also with '+prior'"
+    "'routed:FILE' (by a trained router) or 'routed:FILE:N' (N rows per level, or N,N,..), 'hybrid:N+routed:FILE:N' or "
+    "'in-context+routed:FILE:N' (a router adds N rows to every level), each also with '+prior'"
 )
 # NanoSpec's two sources, and each of them alone.
 IN_CONTEXT: dict[str, tuple[CandidateSource, ...]] = {
@@ -33,6 +35,7 @@ IN_CONTEXT: dict[str, tuple[CandidateSource, ...]] = {
 }
 PRIOR_SUFFIX = "+prior"
 ADAPTIVE = "hybrid:auto"
+ADDED = "+routed:"
 
 
 @runtime_checkable
@@ -83,6 +86,9 @@ def build_vocab_selector(
     if spec.endswith(PRIOR_SUFFIX):
         policy = build_vocab_selector(spec.removesuffix(PRIOR_SUFFIX), head_weight, capacity, packed, frequent_ids)
         return PriorVocab(policy, SuccessorPrior(vocab_size, device=device))
+    base, added, router = spec.partition(ADDED)
+    if added:
+        return _router_added(spec, build_vocab_selector(base, head_weight, capacity, packed, frequent_ids), router)
     kind, _, argument = spec.partition(":")
     if spec == "full":
         return FullVocab(head_weight)
@@ -120,6 +126,19 @@ def _routed(argument: str, head_weight: Tensor, packed: bool) -> RoutedVocab:
     return RoutedVocab(head_weight, router, for_levels(parse_rows(rows), len(num_rows)), packed)
 
 
+def _router_added(spec: str, policy: VocabSelector, argument: str) -> RouterAddedVocab:
+    """`policy` and what the router of 'FILE:N' adds."""
+    path, _, rows = argument.rpartition(":")
+    if not isinstance(policy, InContextVocab) or not path or not rows.isdecimal() or int(rows) < 1:
+        raise ValueError(
+            "vocab with a router that adds rows must be 'in-context+routed:FILE:N' or 'hybrid:N+routed:FILE:N', "
+            f"N at least 1, got {spec!r}"
+        )
+    router, num_added = read_router(path)[0], int(rows)
+    num_named = min(LOOKED_AT * num_added, router.vocab_size)
+    return RouterAddedVocab(policy, RoutedVocab(policy.head_weight, router, num_named), num_added)
+
+
 def _check_head(policy: VocabSelector, head_weight: Tensor) -> None:
     """ValueError for a policy that keeps rows of another head than the one that drafts."""
     policy = policy_below(policy)
@@ -142,7 +161,8 @@ def build_reduced_vocab(
     """The policy that `spec` names for a draft whose head_weight [D, H] scores `target_ids` [D] of `vocab_size` ids.
 
     Lists of ids are lists of the target's; those that the draft cannot say are left out and counted. Raises as
-    `build_vocab_selector`, and ValueError for a list of which nothing remains or a policy over the target's head.
+    `build_vocab_selector`, ValueError for a list of which nothing remains or a policy over the target's head, and
+    NotImplementedError for a router that adds rows.
     """
     if not isinstance(spec, str):
         if isinstance(spec, ReducedVocab | AdaptiveVocab | PriorVocab) and isinstance(policy_below(spec), ReducedVocab):
@@ -155,6 +175,11 @@ def build_reduced_vocab(
         plain = spec.removesuffix(PRIOR_SUFFIX)
         policy = build_reduced_vocab(plain, head_weight, target_ids, vocab_size, capacity, frequent_ids)
         return PriorVocab(policy, SuccessorPrior(vocab_size, device=head_weight.device))
+    if ADDED in spec:
+        raise NotImplementedError(
+            f"vocab {spec!r} must be over all ids: a router adds no rows where a draft scores "
+            f"{target_ids.shape[0]} of {vocab_size} ids"
+        )
     kind, _, argument = spec.partition(":")
     if kind not in ("static", "hybrid") or not argument:
         return ReducedVocab(build_vocab_selector(spec, head_weight, capacity), target_ids, vocab_size)

@@ -64,7 +64,7 @@ LookupOption = Annotated[
     bool,
     typer.Option("--lookup", help="Prompt lookup joins the draft: what followed the same tokens earlier."),
 ]
-VOCAB_METAVAR = "in-context|full|static:N|static:FILE|hybrid:N|hybrid:auto|routed:FILE[+prior]"
+VOCAB_METAVAR = "in-context|full|static:N|static:FILE|hybrid:N|hybrid:auto|routed:FILE|hybrid:N+routed:FILE:N[+prior]"
 
 
 def load_decoder(

@@ -12,6 +12,7 @@ from nanospec.records import DraftTree, DraftVocab, Observation
 from nanospec.row_cost import row_cost
 from nanospec.tree_growers import TreeGrowers
 from nanospec.vocab.adaptive import adaptive_part
+from nanospec.vocab_selector import ADDED
 
 if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
@@ -38,9 +39,16 @@ class Policy(NamedTuple):
     @property
     def name(self) -> str:
         """As `nanospec compare` names its rows, "static-4096" for "static:4096", and the options behind it."""
-        kind, _, detail = self.vocab.partition(":")
+        vocab, plus, router = self.vocab.partition(ADDED)
+        joined = _short(vocab) + (_short(plus + router) if plus else "")
         options = [f",{name}={value}" for name, value in self._asdict().items() if name != "vocab" and value]
-        return "".join((f"{kind}-{Path(detail).name}" if detail else kind, *options))
+        return "".join((joined, *options))
+
+
+def _short(vocab: str) -> str:
+    """A file without its directory."""
+    kind, _, detail = vocab.partition(":")
+    return f"{kind}-{Path(detail).name}" if detail else kind
 
 
 BASELINE = Policy(FULL, temperature=EAGLE2_TEMPERATURE)

@@ -17,6 +17,11 @@ from nanospec.coverage.policy import BASELINE, Policy, list_policies, parse_poli
             "hybrid-8,capacity=64,temperature=0.5",
         ),
         ("static:lists/a,b.txt", Policy("static:lists/a,b.txt"), "static-a,b.txt"),
+        (
+            "hybrid:512+routed:lists/a.safetensors:64+prior",
+            Policy("hybrid:512+routed:lists/a.safetensors:64+prior"),
+            "hybrid-512+routed-a.safetensors:64+prior",
+        ),
     ],
 )
 def test_a_policy_is_read_with_its_options(text, policy, name):

@@ -16,6 +16,7 @@ from nanospec.tree_drafter import TreeDrafter
 from nanospec.tree_shape import TreeShape
 from nanospec.vocab.adaptive import adaptive_part, policy_below
 from nanospec.vocab.routed import RoutedVocab
+from nanospec.vocab.router_added import RouterAddedVocab
 from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 DEFAULT_NUM_CANDIDATES, DEFAULT_NUM_TOP = 5, 16
@@ -68,7 +69,7 @@ class GatheredCandidateGenerator(CandidateGenerator):
             self.vocab = build_vocab_selector(vocab, weight, capacity, frequent_ids=frequent_ids)
         else:
             self.vocab = build_reduced_vocab(vocab, weight, ids, vocab_size, capacity, frequent_ids)
-        if adaptive_part(self.vocab) or isinstance(policy_below(self.vocab), RoutedVocab):
+        if adaptive_part(self.vocab) or isinstance(policy_below(self.vocab), RoutedVocab | RouterAddedVocab):
             raise NotImplementedError(f"vocab must not be adaptive or routed for an assistant, got {self.vocab.name!r}")
         self.num_candidates, self.num_top = num_candidates, min(num_top, vocab_size)
         window = self.drafter.body.context_window
