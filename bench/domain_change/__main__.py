@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.domain_change.report import STEADY_FROM, draw_changes, summarize
+from bench.domain_change.report import RECOVERED, STEADY_FROM, Drafted, draw_changes, summarize
 from bench.domain_change.switches import EDGES, Domain, Switch, find_domain, glue
 from nanospec.cli.coverage import COVERAGE_METAVAR, build_probes
 from nanospec.cli.documents import read_documents
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
 
 JSON_NAME, PLOT_NAME, STATE_NAME = "domain_change.json", "domain_change.svg", "state.jsonl"
-VOCABS = ("full", "static:4096", "context-only", "in-context", "hybrid:1024", "hybrid:1024+prior")
+VOCABS = ("full,temperature=0.5", "full+prior", "static:4096", "in-context", "hybrid:1024", "hybrid:1024+prior")
 NEW_DOMAINS = ("code", "translation:to German")
 DRAWS_PER_SWITCH = 20  # conversations that do not fit are drawn anew, so often
 NUMBERS_PER_DOMAIN = 1_000_000
@@ -118,8 +118,12 @@ def _measure(
                 records.append(state.records[number])
                 advance()
             if len(records) == num_switches:
-                return summarize(records, [row_name(probe.policy) for probe in probes])
+                return summarize(records, [_drafted(probe) for probe in probes])
     raise ValueError(f"new domain {new.name!r} must give {num_switches} conversations that fit, got {len(records)}")
+
+
+def _drafted(probe: PolicyProbe) -> Drafted:
+    return Drafted(row_name(probe.policy), probe.policy.vocab, probe.temperature)
 
 
 def _measure_switch(
@@ -138,10 +142,11 @@ def _print(changes: dict[str, Any]) -> None:
         typer.echo(f"{name}: accept length by tokens since the change, steady from {STEADY_FROM}")
         for policy, summary in policies.items():
             levels = " ".join(f"{part['from_token']}:{part['accept_length']:.2f}" for part in summary["bins"])
-            after = summary["recovered_after"]
+            after, short = summary["recovered_after"], summary["surely_short_until"]
             typer.echo(
-                f"  {policy:24} {levels} steady {summary['steady']['accept_length']:.2f}; recovered after "
-                f"{after['accept_length']} tokens, relative to full after {after['vs_full']}"
+                f"  {policy:24} {levels} steady {summary['steady']['accept_length']:.2f}; {RECOVERED:.0%} of it after "
+                f"{after['of_steady']} tokens (surely less until {short['of_steady']}), over {summary['twin']} after "
+                f"{after['vs_twin_of_steady']} ({short['vs_twin_of_steady']})"
             )
 
 

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from bench.domain_change.__main__ import JSON_NAME, PLOT_NAME, STATE_NAME, main
-from bench.domain_change.report import STEADY_FROM, recovered_after
+from bench.domain_change.report import STEADY_FROM, Drafted, find_twin, recovered_after, summarize
 from bench.domain_change.switches import EDGES, Domain, find_domain, glue
 from nanospec.coverage.documents import TextDocument
 from tests.pair_on_disk import save_pair
@@ -87,10 +87,55 @@ def test_a_domain_is_a_category_and_words_of_the_prompt():
 
 
 def test_recovery_is_the_first_bin_from_which_on_none_falls_short():
-    assert recovered_after({-32: 1.0, 0: 2.0, 8: 3.9, 16: 4.1, 128: 1.0}, 4.0) == 8
-    assert recovered_after({0: 4.0, 8: 3.8, 16: 4.0}, 4.0) == 16
-    assert recovered_after({0: 4.0, 96: 3.8}, 4.0) == STEADY_FROM
-    assert recovered_after({0: 3.88, 8: 4.0}, 4.0) == 0
+    assert recovered_after({-32: 0.2, 0: 0.5, 8: 0.98, 16: 1.1, 128: 0.2}) == 8
+    assert recovered_after({0: 1.0, 8: 0.96, 16: 1.0}) == 16
+    assert recovered_after({0: 1.0, 96: 0.96}) == STEADY_FROM
+    assert recovered_after({0: 0.97, 8: 1.0}) == 0
+
+
+DRAFTED = [
+    Drafted("full", "full", 1.0),
+    Drafted("full+prior", "full+prior", 0.5),
+    Drafted("hybrid-9+prior", "hybrid:9+prior", 0.5),
+    Drafted("in-context", "in-context", 0.5),
+]
+
+
+def test_a_twin_drafts_alike_from_all_ids():
+    assert [find_twin(DRAFTED, index) for index in range(4)] == [0, 1, 1, 0]
+    assert find_twin([*DRAFTED, Drafted("full,temperature=0.5", "full", 0.5)], 3) == 4
+
+
+def switch(accepted: dict[int, tuple[int, ...]]) -> dict:
+    """A record with these accept lengths of the policies by the first token of a bin; 4 where none is named."""
+    bins = {first: accepted.get(first, (4, 4, 4, 4)) for first in EDGES[:-1]}
+    figures = {"covered": [1], "rows": 9}
+    return {"bins": {str(first): [{"accept": a, **figures} for a in lengths] for first, lengths in bins.items()}}
+
+
+def test_what_the_twin_loses_too_is_no_loss_of_the_policy():
+    records = [switch({0: (4, 2, 2, 2), 8: (4, 4, 3, 4), 32: (4, 4, 4, a)}) for a in (2, 6) * 20]
+    summary = summarize(records, DRAFTED)["hybrid-9+prior"]
+    first, second = summary["bins"][2:4]
+    assert (summary["twin"], first["from_token"], second["from_token"]) == ("full+prior", 0, 8)
+    assert (first["of_steady"], first["of_steady_95"]) == (0.5, [0.5, 0.5])
+    assert (first["vs_twin_of_steady"], second["vs_twin_of_steady"]) == (1.0, 0.75)
+    assert summary["recovered_after"] == {"of_steady": 16, "vs_twin_of_steady": 16}
+    assert summary["steady"]["vs_twin"] == 1.0
+    noisy = summarize(records, DRAFTED)["in-context"]["bins"][5]
+    low, high = noisy["of_steady_95"]
+    assert (noisy["from_token"], noisy["of_steady"]) == (32, 1.0)
+    assert 0.8 < low < 0.95 < 1.05 < high < 1.2  # 40 switches of 2 or 6: a deviation of 2 / sqrt(40), 8 %
+
+
+def test_only_what_an_interval_rules_out_is_surely_short():
+    records = [switch({16: (4, 4, 4, a), 32: (4, 4, 2, 4)}) for a in (2, 5) * 100]
+    summary = summarize(records, DRAFTED)
+    assert summary["in-context"]["recovered_after"]["of_steady"] == 32
+    assert summary["in-context"]["surely_short_until"]["of_steady"] == 32
+    assert summary["hybrid-9+prior"]["surely_short_until"]["of_steady"] == 48
+    few = summarize(records[:4], DRAFTED)["in-context"]
+    assert (few["recovered_after"]["of_steady"], few["surely_short_until"]["of_steady"]) == (32, 0)
 
 
 def test_a_run_on_a_tiny_pair_leaves_figures_and_a_picture_and_can_be_continued(tmp_path):
