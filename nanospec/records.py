@@ -24,6 +24,9 @@ class DraftVocab(NamedTuple):
     at_level(states [B, n, D] of the nodes of one level, that level, 0 for the root) -> the vocabulary to score after
     them; None: this one at all levels
 
+    look_ahead(token ids int64 [B, n] of the nodes of one level, states [B, n, D] before them, that level) is called
+    before the drafter makes the level's states of these, so that what `at_level` needs may be computed meanwhile
+
     A leading dimension of 1 in `draft_ids` and `rows` means the same ids for every sequence.
     """
 
@@ -34,6 +37,7 @@ class DraftVocab(NamedTuple):
     head_pos: Tensor | None = None
     raise_scores: Callable[[Tensor, Tensor], Tensor] | None = None
     at_level: Callable[[Tensor, int], DraftVocab] | None = None
+    look_ahead: Callable[[Tensor, Tensor, int], None] | None = None
 
     def changed(self, change: Callable[[DraftVocab], DraftVocab]) -> DraftVocab:
         """`change` of this vocabulary and, where every level has its own, of each of those."""

@@ -52,7 +52,7 @@ class StaticTreeDrafter:
         self, root_id: Tensor, root_state: Tensor, vocab: DraftVocab, place: CachePlace | None = None
     ) -> DraftTree:
         """As `TreeDrafter.draft`."""
-        advance, batch = advance_of(self.drafter, place), root_id.shape[0]
+        advance, batch = advance_of(self.drafter, vocab, place), root_id.shape[0]
         states, frontier_ids, frontier_score = root_state, root_id, torch.zeros_like(root_id, dtype=torch.float32)
         all_ids, all_scores = [root_id], [frontier_score]
         for level, picks in enumerate(self._picks):

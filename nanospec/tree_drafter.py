@@ -72,19 +72,28 @@ class TreeDrafter:
             self.shape,
             root_id,
             root_state,
-            advance_of(drafter, place),
+            advance_of(drafter, vocab, place),
             lambda states, token_ids, level: children_of(
                 drafter, states, token_ids, vocab, width, self.temperature, level
             ),
         )
 
 
-def advance_of(drafter: Drafter, place: CachePlace | None) -> Advance:
-    """`Drafter.advance`, or `advance_at` that place."""
-    if place is None:
-        return drafter.advance
-    assert isinstance(drafter, FixedShapeDrafter), "the caller checks"
-    return partial(drafter.advance_at, place=place, memory=drafter.memory())
+def advance_of(drafter: Drafter, vocab: DraftVocab, place: CachePlace | None) -> Advance:
+    """`Drafter.advance`, or `advance_at` that place; before it the vocabulary may look ahead."""
+    advance = drafter.advance
+    if place is not None:
+        assert isinstance(drafter, FixedShapeDrafter), "the caller checks"
+        advance = partial(drafter.advance_at, place=place, memory=drafter.memory())
+    look_ahead = vocab.look_ahead
+    if look_ahead is None:
+        return advance
+
+    def advance_and_look_ahead(token_ids: Tensor, states: Tensor, depth: int, visible: Tensor) -> Tensor:
+        look_ahead(token_ids, states, depth)
+        return advance(token_ids, states, depth, visible)
+
+    return advance_and_look_ahead
 
 
 def children_of(

@@ -49,6 +49,9 @@ def train_router(
     num_clusters: Annotated[int | None, typer.Option(help="Clusters of head rows. Default: one for 64 rows.")] = None,
     hidden_size: Annotated[int, typer.Option(help="Width of the classifier.")] = 128,
     levels: Annotated[int, typer.Option(help="Levels of the trees whose states are learnt from.")] = 5,
+    ahead: Annotated[
+        bool, typer.Option("--ahead", help="For a GPU: learn as well to pick beside the draft's layer, not after it.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="The same seed makes the same router.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -65,7 +68,9 @@ def train_router(
         if min(num_states, levels) < 1:
             raise ValueError(f"--num-states and --levels must be at least 1, got {num_states} and {levels}")
         num_rows = parse_rows(rows)
-        settings = RouterSettings(num_clusters, hidden_size, seed=seed)
+        if ahead and levels < 2:
+            raise ValueError(f"--levels must be at least 2 with --ahead, got {levels}")
+        settings = RouterSettings(num_clusters, hidden_size, seed=seed, looks_ahead=ahead)
         decoder = load_decoder(target, draft, vocab="full", tree=None, dtype=dtype, device=device)
         report = _train(decoder, corpus, heldout, out, num_rows, (num_states, levels), settings)
         if json_output:
@@ -87,7 +92,7 @@ def _train(
     """Reads examples, trains, writes the file; the report that it holds. amount: states, levels."""
     from nanospec.drafters.drafter import deepest_tree
     from nanospec.training.router_examples import ExampleReader, head_of
-    from nanospec.training.router_recall import recall_report
+    from nanospec.training.router_recall import recall_ahead, recall_report
     from nanospec.training.train_router import num_training_steps, train_router, wanted_counts
     from nanospec.tree_growers import model_of
     from nanospec.vocab.routed import check_rows, for_levels
@@ -105,6 +110,7 @@ def _train(
     tested = _read(decoder, reader, held_out, HELD_OUT_STATES // levels, "drafting along held-out text")
     with progress_bar("training", num_training_steps(examples, settings)) as advance:
         router = train_router(head, examples, settings, advance)
+    recall = recall_report(router, wanted_counts(examples, head.shape[0]), tested)
     report = {
         "clusters": router.num_clusters,
         "states": examples.next_pos.numel(),
@@ -112,7 +118,7 @@ def _train(
         "drafter": drafter.name,
         **settings._asdict(),
         "held_out": "a part of the corpus" if heldout is None else heldout.name,
-        "recall": recall_report(router, wanted_counts(examples, head.shape[0]), tested),
+        "recall": recall | recall_ahead(router, head.detach().cpu(), tested, recall["rows"]),
     }
     write_router(out, router, for_levels(num_rows, levels), report)
     return report
@@ -148,12 +154,16 @@ def recall_tables(recall: dict[str, Any]) -> list[Table]:
     for kind in kinds:
         overall.add_column(names[kind], justify="right")
         overall.add_column("in the most frequent", justify="right")
+    for kind in kinds:
+        if f"{kind}_ahead" in recall:
+            overall.add_column(f"{names[kind]}, looking ahead", justify="right")
     by_level = Table(title="the target's first choice, by level")
     by_level.add_column("rows", justify="right")
     for level in range(len(recall["target"]["by_level"][0])):
         by_level.add_column(str(level + 1), justify="right")
     for index, rows in enumerate(recall["rows"]):
         columns = [column for kind in kinds for column in (kind, f"{kind}_frequent")]
+        columns += [f"{kind}_ahead" for kind in kinds if f"{kind}_ahead" in recall]
         overall.add_row(f"{rows:,}", *(f"{recall[column]['all'][index]:.1%}" for column in columns))
         by_level.add_row(f"{rows:,}", *(f"{share:.1%}" for share in recall["target"]["by_level"][index]))
     return [overall, by_level]

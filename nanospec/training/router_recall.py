@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanospec.training.router_examples import RouterExamples
+from nanospec.training.train_router import inputs_ahead
 from nanospec.vocab.router import Router
 
 BUDGETS = (256, 512, 1024, 2048, 4096, 8192)
@@ -37,14 +38,32 @@ def recall_report(router: Router, counts: Tensor, examples: RouterExamples) -> d
     return report
 
 
+def recall_ahead(router: Router, head_weight: Tensor, examples: RouterExamples, budgets: Sequence[int]) -> dict:
+    """`target_ahead` and `draft_ahead` of `recall_report`; nothing for a router that does not look ahead."""
+    if router.ahead is None:
+        return {}
+    inputs, is_there = inputs_ahead(head_weight, examples)
+    wanted = torch.cat((examples.top_pos[..., :1], examples.draft_pos), -1)[:, 1:].masked_fill(~is_there[..., None], -1)
+    columns = wanted_columns(router, inputs, wanted, router.ahead)
+    report = {"target_ahead": _shares(columns[..., :1], wanted[..., :1], budgets)}
+    if wanted.shape[-1] > 1:
+        report["draft_ahead"] = _shares(columns[..., 1:], wanted[..., 1:], budgets)
+    return report
+
+
 @torch.no_grad()
-def wanted_columns(router: Router, states: Tensor, wanted: Tensor) -> Tensor:
+def wanted_columns(
+    router: Router, states: Tensor, wanted: Tensor, classifier: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """states [N, L, D] and rows of the head int64 [N, L, k] -> int64 [N, L, k]: where each row stands if all clusters
-    are listed by falling score of its state. A shortlist of K rows holds the columns below K."""
+    are listed by falling score of its state. A shortlist of K rows holds the columns below K.
+
+    classifier: states -> scores, in place of the router's own.
+    """
     cluster_of, place_of = router.positions()
     columns = []
     for part, rows in zip(states.flatten(0, 1).split(CHUNK), wanted.flatten(0, 1).split(CHUNK), strict=True):
-        order = router(part.float()).argsort(-1, descending=True)
+        order = (classifier or router)(part.float()).argsort(-1, descending=True)
         sizes = router.sizes[order]
         first_column = torch.empty_like(order).scatter_(1, order, sizes.cumsum(-1) - sizes)
         rows = rows.clamp(min=0)

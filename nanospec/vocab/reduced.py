@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,8 @@ from nanospec.vocab.sources import gather_candidates
 
 if TYPE_CHECKING:
     from nanospec.vocab_selector import VocabSelector
+
+LookAhead = Callable[[Tensor, Tensor, int], None]
 
 
 def head_positions(target_ids: Tensor, vocab_size: int) -> Tensor:
@@ -127,7 +130,7 @@ class ReducedVocab(nn.Module):
         """As the policy's, ids of the target; a view that the next `observe` changes."""
         chosen = self.policy.select(width)
         if chosen.at_level is not None:
-            return chosen.changed(self._as_target)
+            return chosen.changed(self._as_target)._replace(look_ahead=self._over_head(chosen.look_ahead))
         return chosen._replace(draft_ids=self.draft_ids[:, : chosen.draft_ids.shape[1]], head_pos=chosen.draft_ids)
 
     def columns(self, ids: Tensor) -> Tensor:
@@ -152,6 +155,12 @@ class ReducedVocab(nn.Module):
 
     def _as_target(self, chosen: DraftVocab) -> DraftVocab:
         return chosen._replace(draft_ids=self.target_ids[chosen.draft_ids], head_pos=chosen.draft_ids)
+
+    def _over_head(self, look_ahead: LookAhead | None) -> LookAhead | None:
+        """The policy's own, for ids of the target; what is drafted further was drafted, so it has a row."""
+        if look_ahead is None:
+            return None
+        return lambda ids, states, level: look_ahead(self.head_pos[ids].clamp(min=0), states, level)
 
     def _refresh(self) -> None:
         """The ids of the policy's present columns, in place."""

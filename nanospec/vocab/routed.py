@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nanospec.ops.cluster_union import cluster_union, clusters_needed
 from nanospec.records import DraftVocab, Observation
+from nanospec.side_stream import SideStream
 from nanospec.vocab.router import Router
+
+
+class _Ahead(NamedTuple):
+    """What was picked for a level on the side, and what that reads."""
+
+    level: int
+    chosen: DraftVocab
+    inputs: tuple[Tensor, Tensor]
 
 
 class RoutedVocab(nn.Module):
@@ -20,11 +30,14 @@ class RoutedVocab(nn.Module):
               behind the last entry have as many as it
     packed    keep a copy of the head, cluster by cluster, so that a level's rows are gathered as blocks: faster on a
               CPU, for the memory of a head. False: they are read from the head
+    ahead     where the router looks ahead, levels below the root are picked while the drafter computes their states,
+              on a stream of their own, from what the states are computed from: picked less well. None: on CUDA
 
     The union is over the nodes of a level: a cluster counts with the best score that any of them gives it. Its shape is
     fixed and no column unused.
 
-    Raises ValueError for a router of another head and for numbers of rows that are not in [1, V].
+    Raises ValueError for a router of another head, for numbers of rows that are not in [1, V], and for ahead=True with
+    a router that does not look ahead.
     """
 
     observes: bool = False
@@ -32,9 +45,15 @@ class RoutedVocab(nn.Module):
     cluster_of: Tensor
     place_of: Tensor
     count: Tensor
+    _ahead: _Ahead | None
 
     def __init__(
-        self, head_weight: Tensor, router: Router, num_rows: int | Sequence[int], packed: bool = False
+        self,
+        head_weight: Tensor,
+        router: Router,
+        num_rows: int | Sequence[int],
+        packed: bool = False,
+        ahead: bool | None = None,
     ) -> None:
         super().__init__()
         router.check_head(head_weight)
@@ -47,6 +66,8 @@ class RoutedVocab(nn.Module):
         check_rows(self.num_rows, head_weight.shape[0])
         self._num_clusters = tuple(clusters_needed(router.sizes, rows) for rows in self.num_rows)
         self.name = f"routed-{_without_repeats(self.num_rows)}"
+        self._looks_ahead = _resolve_ahead(ahead, router, head_weight.device)
+        self._side, self._ahead = SideStream(head_weight.device), None
         cluster_of, place_of = router.positions()
         self._last_rows = self._mean_rows = round(sum(self.num_rows) / len(self.num_rows))
         buffers = {
@@ -69,14 +90,30 @@ class RoutedVocab(nn.Module):
         a level has on average."""
         ids = self.router.token_ids[None, : self._mean_rows]
         rows = None if self.rows is None else self.rows[None, : self._mean_rows]
-        return DraftVocab(ids, self.count, rows, all_active=True, at_level=self.at_level)
+        look_ahead = self.look_ahead if self._looks_ahead else None
+        return DraftVocab(ids, self.count, rows, all_active=True, at_level=self.at_level, look_ahead=look_ahead)
+
+    def look_ahead(self, token_ids: Tensor, states: Tensor, level: int) -> None:
+        """Picks what `at_level` of this level will return, beside what runs meanwhile: from token_ids int64 [B, n], the
+        nodes of the level as rows of the head, and states [B, n, D] before them."""
+        with self._side.fork():
+            scores = self.router.score_ahead(self.head_weight[token_ids], states)
+            # With what is read on the side: nothing else may take that memory before `join`.
+            self._ahead = _Ahead(level, self._pick(scores, level), (token_ids, states))
 
     def at_level(self, states: Tensor, level: int) -> DraftVocab:
         """The ids to score after states [B, n, D], the nodes of tree level `level` (0: the root)."""
-        scores = self.router(states).amax(1)  # [B, M]
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead.level != level:
+            return self._pick(self.router(states), level)
+        self._side.join()
+        return ahead.chosen
+
+    def _pick(self, scores: Tensor, level: int) -> DraftVocab:
+        """scores [B, n, M] of the nodes of a level -> its ids."""
         index = min(level, len(self.num_rows) - 1)
         num_rows, num_clusters = self.num_rows[index], self._num_clusters[index]
-        positions, first_column = cluster_union(scores, self.router.sizes, num_clusters, num_rows)
+        positions, first_column = cluster_union(scores.amax(1), self.router.sizes, num_clusters, num_rows)
         self.first_column, self._last_rows = first_column, num_rows
         count = self.count.new_full((1,), num_rows)
         rows = None if self.rows is None else self.rows[positions]
@@ -87,6 +124,12 @@ class RoutedVocab(nn.Module):
         first = self.first_column.gather(1, self.cluster_of[ids].flatten(1)).view_as(ids)
         column = first + self.place_of[ids]
         return column.masked_fill((first < 0) | (column >= self._last_rows), -1)
+
+
+def _resolve_ahead(ahead: bool | None, router: Router, device: torch.device) -> bool:
+    if ahead and router.ahead is None:
+        raise ValueError("router must look ahead with ahead=True, got one that was not trained to")
+    return (device.type == "cuda" if ahead is None else ahead) and router.ahead is not None
 
 
 def for_levels(num_rows: tuple[int, ...], num_levels: int) -> tuple[int, ...]:

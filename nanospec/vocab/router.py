@@ -20,6 +20,7 @@ class Router(nn.Module):
     sizes        int64 [M]      rows of each cluster
     head_sample  float32 [s, D]  rows of the head that was clustered, for `check_head`
     hidden_size  width H between the two layers
+    looks_ahead  have a second classifier, `ahead`, of what the drafter's layer reads: its output is not needed
 
     Raises ValueError unless the sizes are positive and add up to V, and token_ids holds each of V rows once.
     """
@@ -28,11 +29,15 @@ class Router(nn.Module):
     sizes: Tensor
     head_sample: Tensor
 
-    def __init__(self, token_ids: Tensor, sizes: Tensor, head_sample: Tensor, hidden_size: int) -> None:
+    def __init__(
+        self, token_ids: Tensor, sizes: Tensor, head_sample: Tensor, hidden_size: int, looks_ahead: bool = False
+    ) -> None:
         super().__init__()
         _check_clusters(token_ids, sizes)
-        self.hidden = nn.Linear(head_sample.shape[1], hidden_size)
-        self.score = nn.Linear(hidden_size, sizes.shape[0])
+        state_size, num_clusters = head_sample.shape[1], sizes.shape[0]
+        self.hidden = nn.Linear(state_size, hidden_size)
+        self.score = nn.Linear(hidden_size, num_clusters)
+        self.ahead = _classifier(2 * state_size, hidden_size, num_clusters) if looks_ahead else None
         for name, buffer in {"token_ids": token_ids, "sizes": sizes, "head_sample": head_sample}.items():
             self.register_buffer(name, buffer)
 
@@ -54,6 +59,14 @@ class Router(nn.Module):
         """states [.., D] as the head reads them -> scores [.., M]. Of a wider state the first D numbers count."""
         return self.score(F.silu(self.hidden(states[..., : self.state_size])))
 
+    def score_ahead(self, token_rows: Tensor, states: Tensor) -> Tensor:
+        """Head rows of tokens [.., D] and the states before them [.., D] -> scores [.., M] of what follows the tokens.
+
+        Only with `looks_ahead`. Of a wider state the first D numbers count.
+        """
+        assert self.ahead is not None, "the caller checks"
+        return self.ahead(torch.cat((token_rows, states[..., : self.state_size]), -1))
+
     def positions(self) -> tuple[Tensor, Tensor]:
         """int64 [V] twice: the cluster that every row of the head is in, and its place there."""
         clusters = torch.arange(self.num_clusters, device=self.sizes.device).repeat_interleave(self.sizes)
@@ -70,6 +83,10 @@ class Router(nn.Module):
         distance = (sample_rows(head_weight).to(sample.device) - sample).norm(dim=1)
         if not bool((distance <= ROW_TOLERANCE * sample.norm(dim=1)).all()):
             raise ValueError(f"router must be made for this head, got one for another of the same shape, {expected}")
+
+
+def _classifier(input_size: int, hidden_size: int, num_clusters: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(input_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, num_clusters))
 
 
 def sample_rows(head_weight: Tensor) -> Tensor:

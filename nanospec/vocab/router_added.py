@@ -51,7 +51,8 @@ class RouterAddedVocab(nn.Module):
         """What is drafted from is `at_level` of this; `count` is the most that any level has."""
         chosen = self.policy.select(width)
         count = (chosen.count + self.num_added).clamp(max=self.capacity)
-        return chosen._replace(count=count, at_level=partial(self.at_level, width=chosen.draft_ids.shape[1]))
+        at_level = partial(self.at_level, width=chosen.draft_ids.shape[1])
+        return chosen._replace(count=count, at_level=at_level, look_ahead=self.routed.select().look_ahead)
 
     def at_level(self, states: Tensor, level: int, width: int) -> DraftVocab:
         """The ids to score after states [1, n, D], the nodes of tree level `level`, in `width` columns."""

@@ -18,6 +18,7 @@ from nanospec.vocab.router import NUM_SAMPLED_ROWS, Router
 FORMAT = {"format": "nanospec-router", "version": "1"}
 REPORT = "report"
 LEVEL_ROWS = "num_rows"
+AHEAD = ("ahead.0.weight", "ahead.0.bias", "ahead.2.weight", "ahead.2.bias")  # all of them or none
 _DTYPES = {"token_ids": torch.int64, "sizes": torch.int64, LEVEL_ROWS: torch.int64}
 
 
@@ -57,7 +58,7 @@ def read_router(path: str | Path) -> tuple[Router, tuple[int, ...]]:
     if not num_rows or not all(1 <= rows <= token_ids.shape[0] for rows in num_rows):
         raise ValueError(f"{path}: {LEVEL_ROWS} must be in [1, {token_ids.shape[0]}], got {num_rows}")
     try:
-        router = Router(token_ids, sizes, sample, tensors["hidden.weight"].shape[0])
+        router = Router(token_ids, sizes, sample, tensors["hidden.weight"].shape[0], AHEAD[0] in tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     router.load_state_dict(tensors)
@@ -99,7 +100,7 @@ def _check_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
         "head_sample",
         LEVEL_ROWS,
     }
-    if tensors.keys() != names:
+    if tensors.keys() not in (names, names | set(AHEAD)):
         raise ValueError(f"{path}: a router must hold {sorted(names)}, got {sorted(tensors)[:8]}")
     for name in ("hidden.weight", "head_sample"):
         if tensors[name].dim() != 2 or 0 in tensors[name].shape:
@@ -115,6 +116,8 @@ def _check_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
         "score.bias": (num_clusters,),
         "head_sample": (min(NUM_SAMPLED_ROWS, tensors["token_ids"].shape[0]), state_size),
     }
+    ahead = (hidden_size, 2 * state_size), (hidden_size,), (num_clusters, hidden_size), (num_clusters,)
+    shapes |= dict(zip(AHEAD, ahead, strict=True))
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shapes.get(name, tuple(tensor.shape)):
             raise ValueError(f"{path}: {name} must be {shapes[name]}, got {tuple(tensor.shape)}")

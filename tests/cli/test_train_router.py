@@ -14,7 +14,7 @@ from nanospec import SpeculativeDecoder
 from nanospec.checkpoints.save import save_drafter
 from nanospec.cli.main import app
 from nanospec.target import Target
-from nanospec.vocab.router_file import read_report
+from nanospec.vocab.router_file import read_report, read_router
 from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_model
 
 FEW = ("--num-states", "120", "--levels", "3", "--num-clusters", "6", "--hidden-size", "8", "--rows", "20,12")
@@ -58,10 +58,12 @@ def test_a_router_is_trained_written_and_drafted_with(pair, tmp_path):
 
 
 def test_a_reader_gets_a_table(pair, tmp_path):
-    result = run(*pair, *FEW, "--out", str(tmp_path / "router.safetensors"), "--heldout", pair[5])
+    result = run(*pair, *FEW, "--ahead", "--out", str(tmp_path / "router.safetensors"), "--heldout", pair[5])
     assert result.exit_code == 0, result.output
     assert "6 clusters, hidden size 8, 120 states" in result.stdout
     assert "recall on 3" in result.stdout
+    assert read_router(tmp_path / "router.safetensors")[0].ahead is not None
+    assert {"target_ahead", "draft_ahead"} < read_report(tmp_path / "router.safetensors")["recall"].keys()
     assert "the target's first choice, by level" in " ".join(result.stdout.split())
 
 
@@ -73,6 +75,7 @@ def test_a_reader_gets_a_table(pair, tmp_path):
         (("--rows", "5,x"), "rows must be N or N,N,.."),
         (("--rows", "62"), r"num_rows must be whole numbers in [1, 61]"),
         (("--num-clusters", "62"), "num_clusters must be in [1, 61], got 62"),
+        (("--levels", "1", "--ahead"), "--levels must be at least 2 with --ahead, got 1"),
         (("--levels", "0"), "--num-states and --levels must be at least 1"),
         (("--corpus", "none.jsonl"), "corpus must be a file of JSON lines, got none.jsonl"),
         (("--draft", "prompt-lookup"), "draft must score ids with a head, got prompt-lookup"),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 from nanospec.training.balanced_clusters import balanced_clusters
 from nanospec.training.router_examples import Document, ExampleReader, RouterExamples, head_of, sample_records
-from nanospec.training.router_recall import recall_report, wanted_columns
-from nanospec.training.train_router import RouterSettings, train_router, wanted_counts
+from nanospec.training.router_recall import recall_ahead, recall_report, wanted_columns
+from nanospec.training.train_router import RouterSettings, inputs_ahead, num_training_steps, train_router, wanted_counts
 from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_eagle3_drafter, tiny_eagle3_target, tiny_target
 from tests.tiny_router import tiny_router
 
@@ -85,12 +85,19 @@ def test_training_raises_recall_above_the_rows_wanted_most_often():
     drafter = tiny_drafter(target, 2, std=0.02)
     reader = ExampleReader(target, drafter, LEVELS, num_top=2, num_draft=3)
     examples, tested = reader.read(texts(60), 200), reader.read(texts(15, seed=1), 50)
-    router = train_router(target.head_weight, examples, SETTINGS)
+    steps: list[int] = []
+    ahead = SETTINGS._replace(looks_ahead=True, num_epochs=300)
+    router = train_router(target.head_weight, examples, ahead, lambda: steps.append(1))
+    # 600 states, 400 of them behind another one of their chain, in batches of 512: three updates per pass.
+    assert len(steps) == num_training_steps(examples, ahead) == 3 * ahead.num_epochs
     report = recall_report(router, wanted_counts(examples, VOCAB_SIZE), tested)
     untrained = recall_report(tiny_router(target.head_weight, 0, 20), wanted_counts(examples, VOCAB_SIZE), tested)
     for kind in ("target", "draft"):
         assert report[kind]["all"][0] > report[f"{kind}_frequent"]["all"][0] + 0.1
         assert report[kind]["all"][0] > untrained[kind]["all"][0] + 0.1
+    looking_ahead = recall_ahead(router, target.head_weight, tested, report["rows"])
+    for kind in ("target", "draft"):
+        assert looking_ahead[f"{kind}_ahead"]["all"][0] > report[f"{kind}_frequent"]["all"][0] + 0.1
     assert report["rows"] == [VOCAB_SIZE // 4]
     assert len(report["target"]["by_level"][0]) == LEVELS
 
@@ -111,6 +118,27 @@ def test_the_same_seed_makes_the_same_router_and_progress_is_told():
     counts = wanted_counts(examples, VOCAB_SIZE)[routers[0].token_ids]
     for cluster in counts.split(routers[0].sizes.tolist()):
         assert cluster.tolist() == sorted(cluster.tolist(), reverse=True)
+
+
+def test_what_is_seen_ahead_of_a_level_is_the_token_and_the_state_before_it():
+    weight, states = torch.arange(10.0).view(5, 2), torch.arange(-12.0, 0.0).view(2, 3, 2)
+    next_pos = torch.tensor([[4, 0, 1], [-1, 2, 3]])
+    empty = torch.empty(2, 3, 0, dtype=torch.int64)
+    inputs, is_there = inputs_ahead(weight, RouterExamples(states, empty, next_pos, empty))
+    assert is_there.tolist() == [[True, True], [False, True]]
+    assert inputs[is_there].tolist() == [[8, 9, -12, -11], [0, 1, -10, -9], [4, 5, -4, -3]]
+
+
+def test_the_other_classifier_is_the_same_whether_the_router_looks_ahead_or_not():
+    weight = torch.randn(VOCAB_SIZE, 8, generator=torch.Generator().manual_seed(0))
+    states = torch.randn(200, 2, 8, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(VOCAB_SIZE, (200, 2, 2), generator=torch.Generator().manual_seed(2))
+    examples = RouterExamples(states, ids, ids[..., 0], torch.empty(200, 2, 0, dtype=torch.int64))
+    plain, ahead = (train_router(weight, examples, RouterSettings(4, 6, 2, looks_ahead=x)) for x in (False, True))
+    assert all(torch.equal(value, ahead.state_dict()[name]) for name, value in plain.state_dict().items())
+    one_level = RouterExamples(*(part[:, :1] for part in examples))
+    with pytest.raises(ValueError, match="examples must be of two levels or more to look ahead"):
+        train_router(weight, one_level, RouterSettings(4, 6, 2, looks_ahead=True))
 
 
 def test_columns_are_places_in_the_list_of_clusters_by_score():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from nanospec import SpeculativeDecoder, StaticTree, TreeShape
 from nanospec.ops.cluster_union_reference import cluster_union_reference
+from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.routed import RoutedVocab, parse_rows
 from nanospec.vocab.router_file import write_router
+from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import build_vocab_selector, fewest_rows
 from tests.test_decoding_step import Waits, fixed_loop, tokens
 from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_eagle3_drafter, tiny_eagle3_target, tiny_target
@@ -33,9 +36,6 @@ def decoder_with(vocab_rows: tuple[int, ...], seed: int, prior: bool = False, **
     target = tiny_target(seed % 4)
     vocab = RoutedVocab(target.head_weight, tiny_router(target.head_weight, seed), vocab_rows, packed=seed % 2 == 0)
     if prior:
-        from nanospec.successor_prior import SuccessorPrior
-        from nanospec.vocab.with_prior import PriorVocab
-
         vocab = PriorVocab(vocab, SuccessorPrior(VOCAB_SIZE))
     return SpeculativeDecoder(target, tiny_drafter(target, 2, std=0.02), vocab, **{"tree": SHAPE, **options})
 
@@ -164,3 +164,108 @@ def test_compiling_is_refused_by_name():
         decoder_with((30,), 1, compile="eager")
     with pytest.raises(TypeError, match="got RoutedVocab"):
         decoder_with((30,), 1, prior=True, compile="eager")
+
+
+def looking_ahead(seed: int, num_rows: tuple[int, ...], prior: bool = False, **options) -> SpeculativeDecoder:
+    target = tiny_target(seed % 4)
+    router = tiny_router(target.head_weight, seed, looks_ahead=True)
+    vocab = RoutedVocab(target.head_weight, router, num_rows, packed=seed % 2 == 0, ahead=True)
+    if prior:
+        vocab = PriorVocab(vocab, SuccessorPrior(VOCAB_SIZE))
+    return SpeculativeDecoder(target, tiny_drafter(target, 2, std=0.02), vocab, **{"tree": SHAPE, **options})
+
+
+def test_what_is_picked_ahead_follows_from_the_tokens_and_the_states_before_them():
+    router = tiny_router(WEIGHT, 3, looks_ahead=True)
+    vocab = RoutedVocab(WEIGHT, router, (9, 6), ahead=True)
+    chosen, states = vocab.select(), torch.randn(1, 2, 4, generator=GENERATOR, dtype=torch.float64)
+    ids = torch.tensor([[7, 2]])
+    chosen.look_ahead(ids, states, 1)
+    got = chosen.at_level(torch.full_like(states, torch.nan), 1).draft_ids[0].tolist()
+    inputs = torch.cat((WEIGHT[ids], states), -1)
+    best = router.double().ahead(inputs)[0].amax(0).tolist()
+    assert got == router.token_ids[cluster_union_reference(best, router.sizes.tolist(), 6)].tolist()
+    chosen.look_ahead(ids, states, 1)
+    root = chosen.at_level(states, 0).draft_ids
+    assert torch.equal(root, RoutedVocab(WEIGHT, router, (9, 6)).select().at_level(states, 0).draft_ids)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_the_side_is_left_before_the_drafters_layer_runs_and_joined_after_it(static):
+    tree = StaticTree(((0,), (1,), (0, 0), (0, 0, 0))) if static else SHAPE
+    decoder, events = looking_ahead(2, (20,), tree=tree), []
+
+    class Recorder:
+        def fork(self):
+            events.append("fork")
+            return nullcontext()
+
+        def join(self):
+            events.append("join")
+
+    decoder.vocab._side, advance = Recorder(), decoder.drafter.advance
+    decoder.drafter.advance = lambda *inputs: events.append("layer") or advance(*inputs)
+    stats = decoder.generate([1, 2, 3], max_new_tokens=12).stats
+    assert events == ["fork", "layer", "join"] * (2 * stats.steps)  # three levels: the first one needs no layer
+
+
+@settings(max_examples=15)
+@given(
+    num_rows=st.lists(st.integers(3, VOCAB_SIZE), min_size=1, max_size=3),
+    seed=st.integers(0, 20),
+    prior=st.booleans(),
+    fixed=st.booleans(),
+    prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12),
+    sampling=SAMPLING,
+)
+def test_output_is_autoregressive_output_where_levels_are_picked_ahead(num_rows, seed, prior, fixed, prompt, sampling):
+    sampling, decoder = {"seed": 7, **sampling}, looking_ahead(seed, tuple(num_rows), prior)
+    plain = decoder.generate_autoregressive(prompt, max_new_tokens=20, **sampling)
+    if fixed:
+        assert tokens(fixed_loop(decoder, prompt, 20, **sampling))[:20] == plain.token_ids
+    else:
+        assert decoder.generate(prompt, max_new_tokens=20, **sampling).token_ids == plain.token_ids
+
+
+def test_a_draft_that_scores_few_ids_is_picked_for_by_rows_of_its_own_head():
+    target = tiny_eagle3_target(3)
+    drafter = tiny_eagle3_drafter(target, 2, 30)
+    weight = drafter.head.weight
+    vocab = RoutedVocab(weight, tiny_router(weight, 5, looks_ahead=True), (30, 9), ahead=True)
+    reduced = ReducedVocab(vocab, drafter.target_ids, VOCAB_SIZE)
+    states = torch.randn(1, 2, weight.shape[1], generator=GENERATOR, dtype=torch.float64)
+    rows = torch.tensor([[4, 11]])
+    reduced.select().look_ahead(drafter.target_ids[rows], states, 1)
+    got = reduced.select().at_level(states, 1).head_pos
+    vocab.look_ahead(rows, states, 1)
+    assert torch.equal(got, vocab.at_level(states, 1).draft_ids)
+    decoder = SpeculativeDecoder(target, drafter, reduced, SHAPE)
+    plain = decoder.generate_autoregressive([5, 8, 13], max_new_tokens=20)
+    assert decoder.generate([5, 8, 13], max_new_tokens=20).token_ids == plain.token_ids
+
+
+def test_looking_ahead_is_for_cuda_unless_asked_for_and_needs_a_router_that_can():
+    router = tiny_router(WEIGHT, 1, looks_ahead=True)
+    assert RoutedVocab(WEIGHT, router, 5).select().look_ahead is None
+    assert RoutedVocab(WEIGHT, router, 5, ahead=True).select().look_ahead is not None
+    with pytest.raises(ValueError, match="router must look ahead with ahead=True, got one that was not trained to"):
+        RoutedVocab(WEIGHT, tiny_router(WEIGHT, 1), 5, ahead=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: captures and replays CUDA graphs")
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 5}])
+@pytest.mark.parametrize("prior", [False, True])
+def test_captured_steps_with_a_side_stream_give_the_tokens_of_plain_ones(prior, sampling):
+    target = tiny_target(2, dtype=torch.float32).cuda()
+    drafter, weight = tiny_drafter(target, 2, std=0.02), target.head_weight
+    results = []
+    for is_captured in (True, False):
+        vocab = RoutedVocab(weight, tiny_router(weight.cpu(), 2, looks_ahead=True).cuda(), (30, 12))
+        assert vocab.select().look_ahead is not None
+        if prior:
+            vocab = PriorVocab(vocab, SuccessorPrior(VOCAB_SIZE, device=weight.device))
+        decoder = SpeculativeDecoder(target, drafter, vocab, SHAPE, cuda_graph=is_captured)
+        results.append([decoder.generate([1, 2, 3], max_new_tokens=60, **sampling) for _ in range(2)])
+    for captured, plain in zip(*results, strict=True):
+        assert captured.token_ids == plain.token_ids
+        assert captured.stats.target_passes == plain.stats.target_passes

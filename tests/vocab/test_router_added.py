@@ -31,7 +31,9 @@ def added(
 ) -> RouterAddedVocab:
     pinned_ids = torch.arange(num_pinned) if num_pinned else None
     policy = InContextVocab(weight, capacity, packed=packed, pinned_ids=pinned_ids)
-    return RouterAddedVocab(policy, RoutedVocab(weight, tiny_router(weight, seed), num_named), num_added)
+    looks_ahead = seed % 3 == 0
+    routed = RoutedVocab(weight, tiny_router(weight, seed, looks_ahead=looks_ahead), num_named, ahead=looks_ahead)
+    return RouterAddedVocab(policy, routed, num_added)
 
 
 def decoder_with(seed: int, prior: bool = False, capacity: int = 30, num_added: int = 6, **options):

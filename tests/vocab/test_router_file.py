@@ -33,6 +33,21 @@ def test_a_router_is_read_back_as_it_was(path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_router_that_looks_ahead_is_read_back_whole_or_refused(path) -> None:
+    expected = tiny_router(WEIGHT, 1, looks_ahead=True)
+    write_router(path, expected, (9, 6), {})
+    router, _ = read_router(path)
+    rows, states = WEIGHT[:3], WEIGHT[3:6]
+    assert torch.equal(router.score_ahead(rows, states), expected.score_ahead(rows, states))
+    for change, message in (
+        (lambda tensors: tensors.pop("ahead.2.bias"), "a router must hold"),
+        (put("ahead.0.weight", lambda x: x[:, :4].contiguous()), r"ahead.0.weight must be \(5, 8\), got \(5, 4\)"),
+    ):
+        write_router(path, expected, (9, 6), {})
+        with pytest.raises(ValueError, match=message):
+            read_router(rewritten(path, change))
+
+
 def rewritten(path, change, metadata=None):
     """The file with tensors that `change` changed."""
     tensors = load_file(path)
