@@ -9,6 +9,7 @@ import typer
 from nanospec.cli.calibrate import calibrate
 from nanospec.cli.compare import compare
 from nanospec.cli.coverage import coverage
+from nanospec.cli.explain import explain
 from nanospec.cli.generate import generate
 from nanospec.cli.inspect import inspect
 from nanospec.cli.machine import package_version
@@ -19,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(generate)
 app.command()(compare)
 app.command()(coverage)
+app.command()(explain)
 app.command()(inspect)
 app.command()(calibrate)
 app.command()(trim)
