@@ -33,7 +33,6 @@ from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
-from nanospec.one_thread import steps_of_one_thread
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams
@@ -311,12 +310,12 @@ class SpeculativeDecoder:
 
     def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
         loop, stats = self._speculate(request, self.tree)
-        for piece in cutter.pieces(steps_of_one_thread(loop.steps(), self.target, self.drafter)):
+        for piece in cutter.pieces(loop.steps()):
             self._finish(stats, cutter)
             yield piece
 
     def _collect(self, cutter: OutputCutter, steps: Iterator[list[int]], stats: GenerationStats) -> GenerationResult:
-        for _ in cutter.pieces(steps_of_one_thread(steps, self.target, self.drafter)):
+        for _ in cutter.pieces(steps):
             pass
         self._finish(stats, cutter)
         assert cutter.finish_reason is not None, "a loop ended before its request did"
