@@ -41,7 +41,7 @@ from nanospec.static_tree import StaticTree
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.step_graphs import CaptureResources, StepGraphs
 from nanospec.target import Target
-from nanospec.text_stream import TextStream
+from nanospec.text_stream import TextStream, check_stop_strings
 from nanospec.tree_growers import TreeGrowers, model_of
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
@@ -374,8 +374,9 @@ class SpeculativeDecoder:
             self._require_tokenizer("stop_strings")
         ids = as_input_ids(input_ids, self.target.device)
         eos_ids = frozenset() if ignore_eos else self.eos_ids
-        strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-        request = Request(ids, max_new_tokens, SamplingParams(**sampling), strings, eos_ids)
+        strings = (stop_strings,) if isinstance(stop_strings, str) else stop_strings
+        check_stop_strings(strings)
+        request = Request(ids, max_new_tokens, SamplingParams(**sampling), tuple(strings), eos_ids)
         request.check(self.target.vocab_size, self.target.context_window)
         room = self.target.context_window - ids.shape[1]
         return replace(request, max_new_tokens=min(max_new_tokens, room))
