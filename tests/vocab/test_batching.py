@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanospec.records import DraftVocab, Observation
+from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.adaptive import AdaptiveVocab
 from nanospec.vocab.batching import copy_sequence, for_batch, sequences
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
+from nanospec.vocab.reduced import ReducedVocab
+from nanospec.vocab.routed import RoutedVocab
 from nanospec.vocab.sources import TextTokens
+from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import build_reduced_vocab, build_vocab_selector
+from tests.tiny_router import tiny_router
 
 VOCAB_SIZE, CAPACITY, NUM_ROWS, NUM_SEQUENCES = 20, 9, 14, 3
 WEIGHT = torch.randn(VOCAB_SIZE, 4, generator=torch.Generator().manual_seed(0))
@@ -80,6 +85,22 @@ def test_a_batch_knows_what_a_policy_for_every_sequence_knows(kind, is_reduced, 
 def test_a_policy_without_memory_serves_all_sequences_as_it_is():
     policy = FullVocab(WEIGHT)
     assert for_batch(policy, 5) is sequences(policy, 1, 3) is policy
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda policy: policy, lambda policy: ReducedVocab(policy, torch.arange(VOCAB_SIZE), VOCAB_SIZE)]
+)
+def test_a_routed_policy_and_its_copy_for_a_batch_draft_levels_of_their_own(wrap):
+    routed = wrap(RoutedVocab(WEIGHT, tiny_router(WEIGHT, 3), (9, 6)))
+    policy = PriorVocab(routed, SuccessorPrior(VOCAB_SIZE))
+    batch, all_ids = for_batch(policy, 3), torch.arange(VOCAB_SIZE)
+    states = torch.randn(3, 2, WEIGHT.shape[1], generator=torch.Generator().manual_seed(1), dtype=WEIGHT.dtype)
+    policy.select().at_level(states[:1], 0)
+    columns = policy.columns(all_ids[None])
+    batch.select().at_level(-states, 1)
+    assert torch.equal(policy.columns(all_ids[None]), columns)
+    assert not torch.equal(batch.columns(all_ids.expand(3, -1))[:1], columns)
+    assert sequences(batch, 0, 2).policy is batch.policy
 
 
 class Remembers(TextTokens):
