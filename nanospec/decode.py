@@ -35,7 +35,7 @@ from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
-from nanospec.sampling import SamplingParams
+from nanospec.sampling import SamplingParams, require_int
 from nanospec.speculation import SpeculativeLoop
 from nanospec.static_tree import StaticTree
 from nanospec.stats import GenerationStats, StageClock
@@ -101,6 +101,8 @@ class SpeculativeDecoder:
     ) -> None:
         most = min(MAX_NUM_TOP, target.vocab_size)
         num_top = min(DEFAULT_NUM_TOP, most) if num_top is None else num_top
+        require_int("num_top", num_top)
+        require_int("capacity", capacity)
         if not 1 <= num_top <= most:
             raise ValueError(f"num_top must be in [1, {most}], got {num_top}")
         if drafter.dtype not in (None, target.dtype):
