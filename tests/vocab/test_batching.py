@@ -107,6 +107,26 @@ class Remembers(TextTokens):
     def reset(self, rows: Tensor | None) -> None: ...
 
 
+class WithoutSuggestions(InContextVocab):
+    def learn(self, observation: Observation) -> None:
+        self.observe(observation.token_ids)
+
+
+class HasConstructor(WithoutSuggestions):
+    def __init__(self) -> None:
+        super().__init__(WEIGHT, CAPACITY)
+
+
+def test_a_subclass_keeps_what_it_overrides_in_a_batch_or_is_refused_by_name():
+    alone, batch = WithoutSuggestions(WEIGHT, CAPACITY), for_batch(WithoutSuggestions(WEIGHT, CAPACITY), 2)
+    seen = observation(torch.Generator().manual_seed(1), 2)
+    alone.learn(Observation(*(field[1:] for field in seen)))
+    batch.learn(seen)
+    assert same(batch.select(), 1, alone.select())
+    with pytest.raises(NotImplementedError, match="a for_batch of its own in a batch, .* got HasConstructor"):
+        for_batch(HasConstructor(), 2)
+
+
 class Observes:
     name, observes = "mine", True
 
