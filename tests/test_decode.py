@@ -152,13 +152,23 @@ def pair_with_default_tree(policy: str) -> SpeculativeDecoder:
     return SpeculativeDecoder(target, tiny_drafter(target, 2), policy, frequent_ids=FREQUENT)
 
 
-def test_non_finite_logits_at_a_rejected_node_change_nothing():
-    decoder = pair("full")
-    tokens = decoder.generate_autoregressive([1, 2, 3], max_new_tokens=20).token_ids
-    unused = next(token for token in range(VOCAB_SIZE) if token not in {1, 2, 3, *tokens})
-    with torch.no_grad():
-        decoder.target.embed_tokens.weight[unused] = float("nan")
-    assert decoder.generate([1, 2, 3], max_new_tokens=20).token_ids == tokens
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3}, {"repetition_penalty": 1.3}])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_logits_at_a_rejected_node_change_nothing(bad, sampling):
+    decoder, num_bad = pair("full"), []
+    judge = decoder.target.judge
+    tokens = decoder.generate_autoregressive([1, 2, 3], max_new_tokens=20, **sampling).token_ids
+
+    def judge_with_bad_nodes(tree, *arguments):
+        output = judge(tree, *arguments)
+        is_bad = ~torch.isin(tree.token_ids, torch.tensor(tokens))
+        output.logits[is_bad], output.top_values[is_bad] = bad, bad
+        num_bad.append(int(is_bad.sum()))
+        return output
+
+    decoder.target.judge = judge_with_bad_nodes
+    assert decoder.generate([1, 2, 3], max_new_tokens=20, **sampling).token_ids == tokens
+    assert sum(num_bad) > 9
 
 
 def test_active_rows_never_exceed_the_capacity():
