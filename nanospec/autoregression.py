@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from nanospec.one_thread import steps_of_one_thread
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.request import Request
 from nanospec.result import Candidates
@@ -27,8 +28,12 @@ class AutoregressiveLoop:
         self.target, self.request, self.stats, self.clock = target, request, stats, clock
         self.candidates: list[Candidates] | None = [] if keep_candidates else None
 
-    @torch.inference_mode()
     def steps(self) -> Iterator[list[int]]:
+        """One token id per pass. RuntimeError if another thread is inside a step over this target."""
+        return steps_of_one_thread(self._steps(), self.target)
+
+    @torch.inference_mode()
+    def _steps(self) -> Iterator[list[int]]:
         request, target = self.request, self.target
         u = uniforms(request.sampling, request.max_new_tokens + 1, target.device)
         seen = None

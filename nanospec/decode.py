@@ -33,16 +33,15 @@ from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
-from nanospec.one_thread import steps_of_one_thread
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
-from nanospec.sampling import SamplingParams
+from nanospec.sampling import SamplingParams, require_int
 from nanospec.speculation import SpeculativeLoop
 from nanospec.static_tree import StaticTree
 from nanospec.stats import GenerationStats, StageClock
 from nanospec.step_graphs import CaptureResources, StepGraphs
 from nanospec.target import Target
-from nanospec.text_stream import TextStream
+from nanospec.text_stream import TextStream, check_stop_strings
 from nanospec.tree_growers import TreeGrowers, model_of
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
@@ -103,6 +102,8 @@ class SpeculativeDecoder:
     ) -> None:
         most = min(MAX_NUM_TOP, target.vocab_size)
         num_top = min(DEFAULT_NUM_TOP, most) if num_top is None else num_top
+        require_int("num_top", num_top)
+        require_int("capacity", capacity)
         if not 1 <= num_top <= most:
             raise ValueError(f"num_top must be in [1, {most}], got {num_top}")
         if drafter.dtype not in (None, target.dtype):
@@ -312,12 +313,12 @@ class SpeculativeDecoder:
 
     def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
         loop, stats = self._speculate(request, self.tree)
-        for piece in cutter.pieces(steps_of_one_thread(loop.steps(), self.target, self.drafter)):
+        for piece in cutter.pieces(loop.steps()):
             self._finish(stats, cutter)
             yield piece
 
     def _collect(self, cutter: OutputCutter, steps: Iterator[list[int]], stats: GenerationStats) -> GenerationResult:
-        for _ in cutter.pieces(steps_of_one_thread(steps, self.target, self.drafter)):
+        for _ in cutter.pieces(steps):
             pass
         self._finish(stats, cutter)
         assert cutter.finish_reason is not None, "a loop ended before its request did"
@@ -376,8 +377,9 @@ class SpeculativeDecoder:
             self._require_tokenizer("stop_strings")
         ids = as_input_ids(input_ids, self.target.device)
         eos_ids = frozenset() if ignore_eos else self.eos_ids
-        strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-        request = Request(ids, max_new_tokens, SamplingParams(**sampling), strings, eos_ids)
+        strings = (stop_strings,) if isinstance(stop_strings, str) else stop_strings
+        check_stop_strings(strings)
+        request = Request(ids, max_new_tokens, SamplingParams(**sampling), tuple(strings), eos_ids)
         request.check(self.target.vocab_size, self.target.context_window)
         room = self.target.context_window - ids.shape[1]
         return replace(request, max_new_tokens=min(max_new_tokens, room))

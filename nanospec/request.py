@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -40,8 +41,12 @@ class Request:
 
 
 def as_input_ids(input_ids: Tensor | Sequence[int], device: torch.device) -> Tensor:
-    """int64 [1, P] of a tensor [P] or [1, P] or of a list of ints; NotImplementedError for a batch."""
-    ids = input_ids if isinstance(input_ids, Tensor) else torch.tensor(input_ids)
+    """int64 [1, P] of a tensor [P] or [1, P] or of a list of ints.
+
+    Raises NotImplementedError for a batch, TypeError for what holds no integers, ValueError for other shapes and for
+    integers beyond 64 bits.
+    """
+    ids = input_ids if isinstance(input_ids, Tensor) else _as_tensor(input_ids)
     if ids.numel() == 0:
         ids = ids.long()
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -53,3 +58,17 @@ def as_input_ids(input_ids: Tensor | Sequence[int], device: torch.device) -> Ten
     if ids.shape[0] != 1:
         raise NotImplementedError(f"input_ids must hold one sequence, got a batch of {ids.shape[0]}")
     return ids.to(device=device, dtype=torch.int64)
+
+
+def _as_tensor(input_ids: Sequence[int]) -> Tensor:
+    try:
+        return torch.tensor(input_ids)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch names neither argument nor value
+        is_of_integers = isinstance(input_ids, list | tuple) and all(_is_of_integers(entry) for entry in input_ids)
+        raise (ValueError if is_of_integers else TypeError)(
+            f"input_ids must be integers of 64 bits, [P] or [1, P], got {reprlib.repr(input_ids)}"
+        ) from error
+
+
+def _is_of_integers(entry: object) -> bool:
+    return all(isinstance(number, int) for number in (entry if isinstance(entry, list | tuple) else (entry,)))

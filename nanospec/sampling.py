@@ -51,7 +51,7 @@ class SamplingParams:
             _require_number(name, getattr(self, name))
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
-        _require_int("top_k", self.top_k)
+        require_int("top_k", self.top_k)
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0 (0 keeps every id), got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -61,7 +61,7 @@ class SamplingParams:
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
         if self.seed is not None:
-            _require_int("seed", self.seed)
+            require_int("seed", self.seed)
             if not -(2**63) <= self.seed < 2**64:
                 raise ValueError(f"seed must fit in 64 bits, got {self.seed}")
         self._check_acceptance()
@@ -100,7 +100,8 @@ def _require_number(name: str, value: object) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def _require_int(name: str, value: object) -> None:
+def require_int(name: str, value: object) -> None:
+    """TypeError unless `value` is an int; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
 

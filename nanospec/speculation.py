@@ -15,6 +15,7 @@ from nanospec.drafters.drafter import Drafter, TakesFirstToken
 from nanospec.drafters.joined_drafter import JoinedDrafter
 from nanospec.headless import HeadlessProbe
 from nanospec.invariants import check_vocabulary, checks_enabled
+from nanospec.one_thread import steps_of_one_thread
 from nanospec.records import DraftTree, Observation, Verdict
 from nanospec.request import Request
 from nanospec.row_cost import row_cost
@@ -69,12 +70,16 @@ class SpeculativeLoop:
         self.turn, self.marker = 0, object()
         self.seen: Tensor | None = None
 
-    @torch.inference_mode()
     def steps(self) -> Iterator[list[int]]:
         """Token ids of the prompt pass (one), then of every step: accepted ones and the bonus token.
 
-        Ends with the step that reaches `max_new_tokens`; that step may exceed it.
+        Ends with the step that reaches `max_new_tokens`; that step may exceed it. RuntimeError if another thread is
+        inside a step over this target or drafter.
         """
+        return steps_of_one_thread(self._prompt_and_steps(), self.target, *_parts_of(self.drafter))
+
+    @torch.inference_mode()
+    def _prompt_and_steps(self) -> Iterator[list[int]]:
         root_id, state = self.read_prompt()
         yield [int(root_id)]
         self._check_turn()

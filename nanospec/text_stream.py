@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 REPLACEMENT = "\ufffd"
@@ -17,6 +17,18 @@ class Decodes(Protocol):
     def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> Any: ...
 
 
+def check_stop_strings(stop_strings: Sequence[str]) -> None:
+    """TypeError unless they are a sequence of strings, ValueError if one of them is empty."""
+    if (
+        isinstance(stop_strings, str)
+        or not isinstance(stop_strings, Collection)
+        or not all(isinstance(stop, str) for stop in stop_strings)
+    ):
+        raise TypeError(f"stop_strings must be a sequence of strings, got {stop_strings!r}")
+    if "" in stop_strings:
+        raise ValueError(f"stop_strings must not hold an empty string, got {list(stop_strings)!r}")
+
+
 class TextStream:
     """Decodes a growing list of tokens; its pieces, joined, are the text, cut before the first stop string.
 
@@ -29,10 +41,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Decodes, stop_strings: Sequence[str] = (), skip_special_tokens: bool = True) -> None:
-        if isinstance(stop_strings, str) or not all(isinstance(stop, str) for stop in stop_strings):
-            raise TypeError(f"stop_strings must be a sequence of strings, got {stop_strings!r}")
-        if "" in stop_strings:
-            raise ValueError(f"stop_strings must not hold an empty string, got {list(stop_strings)!r}")
+        check_stop_strings(stop_strings)
         self.stop_index: int | None = None
         self._tokenizer = tokenizer
         self._stop_strings = tuple(stop_strings)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nanospec.drafters.drafter import deepest_tree
+from nanospec.one_thread import one_thread
 from nanospec.records import DraftTree, Verdict
 from nanospec.tree_growers import model_of
 from nanospec.tree_layout import ancestor_mask, node_depth
@@ -142,8 +143,11 @@ def probe_prompts(decoder: SpeculativeDecoder) -> list[Tensor]:
 
 def _verify_seconds(decoder: SpeculativeDecoder, num_nodes: int) -> float:
     """Best wall time of a target pass over `num_nodes` nodes behind the context that the cache holds."""
-    tree = flat_tree(1, num_nodes, decoder.target.device)
-    return best_seconds(lambda: decoder.target.judge(tree, decoder.num_top), decoder.target.device)
+    target = decoder.target
+    tree = flat_tree(1, num_nodes, target.device)
+    with one_thread(target):
+        target.cache.grow(target.cache.length + num_nodes)  # another thread may have begun a request meanwhile
+        return best_seconds(lambda: target.judge(tree, decoder.num_top), target.device)
 
 
 def flat_tree(batch_size: int, num_nodes: int, device: torch.device) -> DraftTree:

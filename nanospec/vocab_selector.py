@@ -19,6 +19,7 @@ from nanospec.vocab.router_file import read_router
 from nanospec.vocab.same_head import is_same_head
 from nanospec.vocab.sources import IN_CONTEXT_SOURCES, CandidateSource, TargetSuggestions, TextTokens
 from nanospec.vocab.static import StaticVocab
+from nanospec.vocab.static_list import check_token_ids
 from nanospec.vocab.with_prior import PriorVocab
 
 CHOICES = (
@@ -200,17 +201,23 @@ def build_reduced_vocab(
 
 
 def _listed_ids(spec: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:
-    """The list that 'static:' or 'hybrid:' names: a file, a draft of few ids, or the first N of `frequent_ids`."""
+    """The list that 'static:' or 'hybrid:' names: a file, a draft of few ids, or the first N of `frequent_ids`.
+
+    Raises as `read_id_list`; for `frequent_ids` TypeError or ValueError unless they are distinct ids of the vocabulary
+    in a 1-D tensor, at least N."""
     _, _, argument = spec.partition(":")
     if spec != ADAPTIVE and not argument.removeprefix("-").isdecimal():
         return read_id_list(argument, vocab_size)
     if frequent_ids is None:
         raise ValueError(f"vocab {spec!r} needs a list of frequent ids and none came with the draft: name a file")
-    if spec == ADAPTIVE:
-        return frequent_ids
-    num_ids = int(argument)
+    if not isinstance(frequent_ids, Tensor):
+        raise TypeError(f"frequent_ids must be a tensor, got {type(frequent_ids).__name__}")
+    if frequent_ids.dim() != 1:
+        raise ValueError(f"frequent_ids must be 1-D, got shape {tuple(frequent_ids.shape)}")
+    num_ids = max(1, frequent_ids.shape[0]) if spec == ADAPTIVE else int(argument)
     if num_ids < 1:
         raise ValueError(f"vocab {spec!r} must ask for at least 1 id, got {num_ids}")
     if frequent_ids.shape[0] < num_ids:
         raise ValueError(f"vocab {spec!r} needs as many frequent ids, the list has {frequent_ids.shape[0]}")
+    check_token_ids(frequent_ids[:num_ids].tolist(), vocab_size, "frequent_ids")
     return frequent_ids[:num_ids]

@@ -152,13 +152,23 @@ def pair_with_default_tree(policy: str) -> SpeculativeDecoder:
     return SpeculativeDecoder(target, tiny_drafter(target, 2), policy, frequent_ids=FREQUENT)
 
 
-def test_non_finite_logits_at_a_rejected_node_change_nothing():
-    decoder = pair("full")
-    tokens = decoder.generate_autoregressive([1, 2, 3], max_new_tokens=20).token_ids
-    unused = next(token for token in range(VOCAB_SIZE) if token not in {1, 2, 3, *tokens})
-    with torch.no_grad():
-        decoder.target.embed_tokens.weight[unused] = float("nan")
-    assert decoder.generate([1, 2, 3], max_new_tokens=20).token_ids == tokens
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3}, {"repetition_penalty": 1.3}])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_logits_at_a_rejected_node_change_nothing(bad, sampling):
+    decoder, num_bad = pair("full"), []
+    judge = decoder.target.judge
+    tokens = decoder.generate_autoregressive([1, 2, 3], max_new_tokens=20, **sampling).token_ids
+
+    def judge_with_bad_nodes(tree, *arguments):
+        output = judge(tree, *arguments)
+        is_bad = ~torch.isin(tree.token_ids, torch.tensor(tokens))
+        output.logits[is_bad], output.top_values[is_bad] = bad, bad
+        num_bad.append(int(is_bad.sum()))
+        return output
+
+    decoder.target.judge = judge_with_bad_nodes
+    assert decoder.generate([1, 2, 3], max_new_tokens=20, **sampling).token_ids == tokens
+    assert sum(num_bad) > 9
 
 
 def test_active_rows_never_exceed_the_capacity():
@@ -234,6 +244,14 @@ def test_loaded_modules_go_into_from_pretrained():
         ({"input_ids": [True, False]}, TypeError, "input_ids must be integers, got torch.bool"),
         ({"input_ids": torch.ones(3)}, TypeError, "input_ids must be integers, got torch.float32"),
         ({"input_ids": torch.ones(1, 1, 3, dtype=torch.int64)}, ValueError, r"got shape \(1, 1, 3\)"),
+        ({"input_ids": None}, TypeError, r"input_ids must be integers of 64 bits, \[P\] or \[1, P\], got None"),
+        ({"input_ids": [None]}, TypeError, r"input_ids must be integers .*, got \[None\]"),
+        ({"input_ids": {1: 2}}, TypeError, "input_ids must be integers .*, got {1: 2}"),
+        ({"input_ids": "abc"}, TypeError, "input_ids must be integers .*, got 'abc'"),
+        ({"input_ids": ["1", "2"]}, TypeError, r"input_ids must be integers .*, got \['1', '2'\]"),
+        ({"input_ids": [1, 2**63]}, ValueError, r"input_ids must be integers of 64 bits, .* got \[1, 92"),
+        ({"input_ids": [[1], [2, 3]]}, ValueError, r"or \[1, P\], got \[\[1\], \[2, 3\]\]"),
+        ({"input_ids": [[1, 2], 3]}, ValueError, r"or \[1, P\], got \[\[1, 2\], 3\]"),
         ({"input_ids": [1], "max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
         ({"input_ids": [1], "max_new_tokens": -5}, ValueError, "max_new_tokens must be at least 1, got -5"),
         ({"input_ids": [1], "max_new_tokens": 2.5}, TypeError, "max_new_tokens must be an int, got 2.5"),
@@ -256,6 +274,10 @@ def test_bad_requests_name_the_argument(method, arguments, error, message):
         ({"tree": 5}, ValueError, "tree must be 'auto', None or .*, got 5"),
         ({"tree": "wide"}, ValueError, "tree must be 'auto', None or .*, got 'wide'"),
         ({"num_top": 62}, ValueError, r"num_top must be in \[1, 61\], got 62"),
+        ({"num_top": 3.5}, TypeError, "num_top must be an int, got 3.5 of type float"),
+        ({"num_top": True}, TypeError, "num_top must be an int, got True of type bool"),
+        ({"capacity": "5"}, TypeError, "capacity must be an int, got '5' of type str"),
+        ({"capacity": 5.5}, TypeError, "capacity must be an int, got 5.5 of type float"),
         ({"num_top": 0}, ValueError, r"num_top must be in \[1, 61\], got 0"),
         ({"capacity": 0}, ValueError, "capacity must be between 1 and vocab_size 61, got 0"),
     ],

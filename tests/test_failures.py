@@ -13,6 +13,7 @@ from nanospec import SpeculativeDecoder
 from nanospec.kv_cache import KVCache
 from nanospec.speculation import SpeculativeLoop
 from nanospec.step_graphs import FixedSteps
+from nanospec.token_choice import NonFiniteLogitsError
 from tests.tiny_medusa import tiny_medusa
 from tests.tiny_pair import tiny_drafter, tiny_target
 
@@ -58,6 +59,39 @@ def test_a_drafter_without_finite_scores_is_counted_and_changes_nothing(vocab, b
     assert len(caught) == 1
     assert result.stats.failed_drafts == result.stats.steps == 19
     assert result.stats.mean_accept_length == 1.0
+
+
+@pytest.mark.parametrize("way", ["in stages", "in fixed shapes", "in a batch"])
+def test_a_rejected_token_whose_keys_are_not_finite_is_an_error_and_never_another_output(way, monkeypatch):
+    decoder = pair("full")
+    expected, drafted = plain_tokens(decoder), set()
+    loop, _ = decoder.speculate(torch.tensor([PROMPT]), decoder.tree, 20)
+    loop.on_verdict = lambda tree, verdict, num_accepted: drafted.update(tree.token_ids[0].tolist())
+    list(loop.steps())
+    if way == "in fixed shapes":
+        run_fixed_shapes(decoder, monkeypatch)
+    errors = []
+    for token_id in sorted(drafted - {*PROMPT, *expected, -1})[:4]:
+        row = decoder.target.embed_tokens.weight[token_id]
+        before = row.clone()
+        with torch.no_grad():
+            row.fill_(torch.nan)
+        assert plain_tokens(decoder) == expected
+        try:
+            assert _output(decoder, way) == expected
+        except NonFiniteLogitsError as error:
+            errors.append(error.position)
+        with torch.no_grad():
+            row.copy_(before)
+    assert len(errors) > 1
+    assert _output(decoder, way) == expected
+
+
+def _output(decoder: SpeculativeDecoder, way: str) -> list[int]:
+    options = {"max_new_tokens": 20, "ignore_eos": True}
+    if way == "in a batch":
+        return dict(decoder.generate_many([PROMPT], tree=decoder.tree, **options))[0].token_ids
+    return decoder.generate(PROMPT, **options).token_ids
 
 
 def test_medusa_heads_without_finite_scores_change_nothing():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
-from nanospec import SpeculativeDecoder, TreeShape
+from nanospec import SpeculativeDecoder, TreeShape, tree_tuning
+from nanospec.drafters.joined_drafter import join_prompt_lookup
 from nanospec.one_thread import one_thread, steps_of_one_thread
 from tests.tiny_pair import tiny_drafter, tiny_target
 
@@ -53,6 +55,65 @@ def test_a_second_thread_within_a_step_is_refused_and_the_first_goes_on(method):
     assert len(said) == 2
     assert all("a Target works for one thread at a time" in message for message in said)
     assert in_another_thread(lambda: getattr(decoder, method)([1, 2], max_new_tokens=10).token_ids) == [expected]
+
+
+def bare_loop(decoder: SpeculativeDecoder) -> None:
+    loop, _ = decoder.speculate(torch.tensor([[5, 6]]), decoder.tree, 4)
+    list(loop.steps())
+
+
+@pytest.mark.parametrize(
+    "call", [lambda decoder: decoder.warm_up(), bare_loop, lambda decoder: decoder.batch_engine(2, "auto")]
+)
+def test_nothing_that_decodes_disturbs_the_last_step_of_another_thread(call):
+    decoder = pair()
+    expected = decoder.generate([1, 2], max_new_tokens=10).token_ids
+    num_steps, judge, said = decoder.last_stats.steps, decoder.target.judge, []
+    num_judged = 0
+
+    def judge_while_another_comes(*arguments):
+        nonlocal num_judged
+        num_judged += 1
+        if num_judged == num_steps:
+            said.append(refusal(lambda: call(decoder)))
+        return judge(*arguments)
+
+    decoder.target.judge = judge_while_another_comes
+    assert decoder.generate([1, 2], max_new_tokens=10).token_ids == expected
+    assert len(said) == 1
+    assert "a Target works for one thread at a time" in said[0]
+
+
+def test_a_second_thread_is_refused_while_a_tree_is_measured_and_its_request_may_come_before(monkeypatch):
+    decoder, said = pair(), []
+    decoder.generate([1], max_new_tokens=1)
+    decoder.target.reset(2)  # a short request of another thread: its cache has no room for what is measured
+    best_seconds = tree_tuning.best_seconds
+
+    def while_another_comes(*arguments):
+        said.append(refusal(lambda: decoder.generate([5], max_new_tokens=3)))
+        return best_seconds(*arguments)
+
+    monkeypatch.setattr(tree_tuning, "best_seconds", while_another_comes)
+    assert tree_tuning._verify_seconds(decoder, 12) > 0
+    assert "a Target works for one thread at a time" in said[0]
+
+
+def test_drafters_that_share_a_part_are_one():
+    model, device = tiny_drafter(tiny_target(seed=4), 2), torch.device("cpu")
+    first, second = (
+        SpeculativeDecoder(tiny_target(seed=4), join_prompt_lookup(model, device), "full", TreeShape(2, 2, 4))
+        for _ in range(2)
+    )
+    judge, said = first.target.judge, []
+
+    def judge_while_another_comes(*arguments):
+        said.append(refusal(lambda: second.generate([5], max_new_tokens=3)))
+        return judge(*arguments)
+
+    first.target.judge = judge_while_another_comes
+    first.generate([1, 2], max_new_tokens=2)
+    assert "a EagleDrafter works for one thread at a time" in said[0]
 
 
 def test_what_is_held_is_free_again_after_an_error_and_between_steps():

@@ -11,10 +11,28 @@ from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.static_list import write_static_list
-from nanospec.vocab_selector import VocabSelector, build_vocab_selector
+from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 WEIGHT = torch.randn(10, 4)
 FREQUENT_IDS = torch.tensor([5, 2, 8])
+
+
+LISTS = ("static:2", "hybrid:2", "hybrid:auto")
+BAD_LISTS = [
+    ([5, 2], TypeError, "frequent_ids must be a tensor, got list"),
+    (torch.tensor([[5, 2]]), ValueError, r"frequent_ids must be 1-D, got shape \(1, 2\)"),
+    (torch.tensor([5.0, 2.0]), TypeError, "frequent_ids: token ids must be integers, got 5.0"),
+    (torch.tensor([5, 10]), ValueError, "frequent_ids: token ids must be between 0 and 9, got 10 at index 1"),
+    (torch.tensor([-1, 5]), ValueError, "frequent_ids: token ids must be between 0 and 9, got -1 at index 0"),
+    (torch.tensor([5, 5]), ValueError, "frequent_ids: token ids must be distinct, got 5"),
+]
+
+
+@pytest.mark.parametrize("spec", LISTS)
+@pytest.mark.parametrize(("ids", "error", "message"), BAD_LISTS)
+def test_a_list_is_checked_for_a_draft_of_few_ids_too(spec, ids, error, message) -> None:
+    with pytest.raises(error, match=message):
+        build_reduced_vocab(spec, WEIGHT[:4], torch.tensor([1, 2, 5, 9]), 10, 3, ids)
 
 
 def test_each_name_gives_its_policy(tmp_path: Path) -> None:
@@ -63,6 +81,7 @@ def test_an_unknown_policy_lists_the_choices(spec: str) -> None:
         ("static:-2", FREQUENT_IDS, ValueError, "at least 1 id, got -2"),
         ("static:none.json", FREQUENT_IDS, FileNotFoundError, "static list not found: none.json"),
         ("static:2", torch.tensor([3, 3]), ValueError, "distinct, got 3"),
+        *[(spec, ids, error, message) for spec in LISTS for ids, error, message in BAD_LISTS],
         ("in-context", None, ValueError, "capacity must be between 1 and vocab_size 10, got 3072"),
     ],
 )

@@ -50,9 +50,14 @@ class Slope(NamedTuple):
         return self.bytes_per_request - NUM_ERRORS * self.error > self.bound
 
     @property
+    def is_judged(self) -> bool:
+        """Whether there are samples enough."""
+        return self.num_samples >= FEWEST_SAMPLES
+
+    @property
     def verdict(self) -> str:
         """Either "flat" or "grows"; of too few samples "not judged"."""
-        if self.num_samples < FEWEST_SAMPLES:
+        if not self.is_judged:
             return "not judged"
         return "grows" if self.grows else "flat"
 

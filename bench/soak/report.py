@@ -42,4 +42,6 @@ def as_lines(report: SoakReport) -> list[str]:
             f"memory, {name}: {slope.verdict}: {most}{slope.bytes_per_request:+.0f} bytes per request "
             f"(standard error {slope.error:.0f}, bound {slope.bound:.0f}, {slope.num_samples} samples)"
         )
-    return [*lines, "good" if report.is_good else "BAD"]
+    unjudged = [name for name, slope in report.slopes.items() if not slope.is_judged]
+    verdict = "good" + (f", memory not judged: {', '.join(unjudged)}" if unjudged else "")
+    return [*lines, verdict if report.is_good else "BAD"]

@@ -39,6 +39,9 @@ from nanospec.vocab.with_prior import PriorVocab
 if TYPE_CHECKING:
     from nanospec.decode import SpeculativeDecoder
 
+CLOSED = "the batch engine is closed: make another"
+TORN = "the batch engine was torn by an exception within a step: make another"
+
 
 class BatchPiece(NamedTuple):
     """What one step brought one request.
@@ -119,7 +122,9 @@ class BatchEngine:
 
     @property
     def rows(self) -> BatchRows:
-        """What it holds on the device."""
+        """What it holds on the device. Raises RuntimeError once it is closed."""
+        if self._state == "closed":
+            raise RuntimeError(CLOSED)
         return self._rows
 
     @property
@@ -180,13 +185,11 @@ class BatchEngine:
         A request may come twice: with its first token, and with those of its first step. Empty if there is no work.
 
         Raises MemoryError, on CUDA torch.OutOfMemoryError, if caches cannot grow for what waits: nothing has changed,
-        and the rest goes on once the request is cancelled.
+        and the rest goes on once the request is cancelled. Memory that a pass itself lacks tears the engine.
         """
         with self._alone():
             entering = list(islice(self._waiting, self.max_batch - self.num_running))
-            for _, request in entering:
-                needed = request.input_ids.shape[1] + request.max_new_tokens + self._num_rows_behind
-                self._rows.grow(bucketed_width(needed))
+            self._reserve([request for _, request in entering])
             self._state = "torn"  # until all of it is done
             pieces = []
             for handle, request in entering:
@@ -196,6 +199,16 @@ class BatchEngine:
                 pieces += self._decode()
             self._state = "ready"
             return pieces
+
+    def _reserve(self, entering: list[Request]) -> None:
+        """Room in all caches: in the rows' to the end of each request, in those that read prompts for the longest."""
+        for request in entering:
+            needed = request.input_ids.shape[1] + request.max_new_tokens + self._num_rows_behind
+            self._rows.grow(bucketed_width(needed))
+        if entering:
+            longest = max(request.input_ids.shape[1] for request in entering)
+            self._prompt_target.reset(longest)
+            self._prompt_drafter.reset(longest)
 
     def _begin(self, handle: int, request: Request) -> BatchPiece:
         """The prompt of a request, alone, into the first free row; its first token."""
@@ -286,6 +299,5 @@ class BatchEngine:
     def _alone(self, must_be_ready: bool = True) -> Iterator[None]:
         with one_thread(self):
             if must_be_ready and self._state != "ready":
-                reason = "is closed" if self._state == "closed" else "was torn by an exception within a step"
-                raise RuntimeError(f"the batch engine {reason}: make another")
+                raise RuntimeError(CLOSED if self._state == "closed" else TORN)
             yield

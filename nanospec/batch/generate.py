@@ -26,9 +26,10 @@ def generate_all(
     try:
         while True:
             while not is_read and engine.num_running + engine.num_waiting < engine.max_batch:
-                place, request = next(unread, (-1, None))
-                is_read = request is None
-                if request is not None:
+                entry = next(unread, None)
+                is_read = entry is None
+                if entry is not None:
+                    place, request = entry
                     places[_submit(engine, request, settings)] = place
             if not engine.num_running + engine.num_waiting:
                 return

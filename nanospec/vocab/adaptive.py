@@ -13,6 +13,7 @@ from nanospec.records import DraftVocab, Observation
 from nanospec.vocab.base_size import BLOCK_IDS, MOST_BLOCKS, BaseSize
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab
+from nanospec.vocab.static_list import check_token_ids
 from nanospec.vocab.with_prior import PriorVocab
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class AdaptiveVocab(nn.Module):
     row_cost  what a row costs, as a share of a decoding step; None: what the decoding loop says, see `price_rows`
 
     Raises TypeError for a policy that does not follow the context, ValueError for one over several sequences or with
-    pinned ids of its own, for an empty `ranked_ids`, block_ids below 1, and as `BaseSize`.
+    pinned ids of its own, for `ranked_ids` that are empty, not 1-D, repeated, outside the vocabulary or none that a
+    reduced one can say, TypeError for no integers, ValueError for block_ids below 1, and as `BaseSize`.
     """
 
     name: str = "hybrid-auto"
@@ -50,13 +52,14 @@ class AdaptiveVocab(nn.Module):
         tracker = _tracker_of(policy)
         if block_ids < 1:
             raise ValueError(f"block_ids must be at least 1, got {block_ids}")
+        vocab_size = policy.vocab_size if isinstance(policy, ReducedVocab) else tracker.vocab_size
+        _check_ranked(policy, ranked_ids, vocab_size)
         most_ids = min(MOST_BLOCKS * block_ids, tracker.capacity // 2)
         ranked_ids = ranked_ids[:most_ids].to(tracker.count.device, torch.int64)
         if ranked_ids.shape[0] == 0:
             raise ValueError(f"ranked_ids must hold an id that a capacity of {tracker.capacity} has room for, got none")
         self.policy, self.block_ids, self.capacity = policy, min(block_ids, ranked_ids.shape[0]), tracker.capacity
         self._given_cost, self._row_cost = row_cost, row_cost or 0.0
-        vocab_size = policy.vocab_size if isinstance(policy, ReducedVocab) else tracker.vocab_size
         is_ranked = torch.zeros(vocab_size, dtype=torch.bool, device=ranked_ids.device)
         buffers = {
             "ranked_ids": ranked_ids,
@@ -124,6 +127,16 @@ def policy_below(vocab: VocabSelector) -> VocabSelector:
     while isinstance(vocab, PriorVocab | AdaptiveVocab):
         vocab = vocab.policy
     return vocab
+
+
+def _check_ranked(policy: InContextVocab | ReducedVocab, ranked_ids: Tensor, vocab_size: int) -> None:
+    if ranked_ids.dim() != 1:
+        raise ValueError(f"ranked_ids must be 1-D, got shape {tuple(ranked_ids.shape)}")
+    check_token_ids(ranked_ids.tolist(), vocab_size, "ranked_ids")
+    if isinstance(policy, ReducedVocab):
+        unsayable = ranked_ids[policy.head_pos[ranked_ids.to(policy.head_pos.device, torch.int64)].cpu() < 0]
+        if unsayable.numel():
+            raise ValueError(f"ranked_ids must be ids that the draft can say, got {unsayable[:5].tolist()}")
 
 
 def _tracker_of(policy: InContextVocab | ReducedVocab) -> LocalityTracker:

@@ -19,6 +19,13 @@ class ServesBatches(Protocol):
         """Sequence `destination` becomes what `source` is."""
 
 
+@runtime_checkable
+class _IsCopied(Protocol):
+    """A policy that observes nothing and still has state, such as where the ids of the last level stand."""
+
+    def for_batch(self, batch_size: int) -> Any: ...
+
+
 class _Observing(Protocol):
     observes: bool
 
@@ -27,12 +34,13 @@ Policy = TypeVar("Policy", bound=_Observing)
 
 
 def for_batch(policy: Policy, batch_size: int) -> Policy:
-    """The same policy, empty, for so many sequences; itself if it observes nothing, and so has nothing to tell apart.
+    """The same policy, empty, for so many sequences; itself if it observes nothing, and so has nothing to tell apart,
+    unless it says otherwise by a `for_batch` of its own.
 
     Raises TypeError for a policy that observes and serves no batches, NotImplementedError as the policy does.
     """
     if not policy.observes:
-        return policy
+        return policy.for_batch(batch_size) if isinstance(policy, _IsCopied) else policy
     if not isinstance(policy, ServesBatches):
         raise TypeError(
             f"vocab must have for_batch, sequences and copy_sequence in a batch, got {type(policy).__name__}"

@@ -73,8 +73,13 @@ class InContextVocab(nn.Module):
         """The same policy, empty, for so many sequences.
 
         Raises NotImplementedError for sources with memory, and where ids are kept between requests: which request came
-        before is chance in a batch.
+        before is chance in a batch; also for a subclass with a constructor of its own, which must have its own
+        `for_batch` too.
         """
+        if type(self).__init__ is not InContextVocab.__init__:
+            raise NotImplementedError(
+                f"vocab must have a for_batch of its own in a batch, as it has a constructor, got {type(self).__name__}"
+            )
         if self.keep_between_requests:
             raise NotImplementedError(f"keep_between_requests must be 0 in a batch, got {self.keep_between_requests}")
         remembering = next((source for source in self.sources if hasattr(source, "reset")), None)
@@ -82,7 +87,7 @@ class InContextVocab(nn.Module):
             raise NotImplementedError(f"sources must have no memory in a batch, got {type(remembering).__name__}")
         tracker, is_packed = self.tracker, self.rows is not None
         pinned_ids, sources = tracker.pinned_ids, self.sources
-        other = InContextVocab(self.head_weight, tracker.capacity, batch_size, is_packed, pinned_ids, sources)
+        other = type(self)(self.head_weight, tracker.capacity, batch_size, is_packed, pinned_ids, sources)
         other.name = self.name
         return other
 

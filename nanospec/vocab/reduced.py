@@ -90,20 +90,23 @@ class ReducedVocab(nn.Module):
             buffer[destination] = buffer[source]
 
     def learn(self, observation: Observation) -> None:
-        """As the policy's; its sources see and propose ids of the target."""
+        """As the policy's. Sources see and propose ids of the target; a policy that is no `InContextVocab` gets the
+        whole observation as positions in the head, -1 for ids that the draft cannot say."""
         if isinstance(self.policy, InContextVocab):
             self.observe(gather_candidates(self.policy.sources, observation))
-        else:
-            self.policy.learn(observation)
+        elif self.observes:
+            seen, suggested, following = (self._positions(ids) for ids in observation)
+            for ids, positions in ((observation.token_ids, seen), (observation.top_ids, suggested)):
+                self._count(ids.flatten(1), positions.flatten(1))
+            self.policy.learn(Observation(seen, suggested, following))
+            self._refresh()
 
     def observe(self, token_ids: Tensor) -> None:
         """See ids of the target, integers [B, n], oldest first; -1 means "none". Raises TypeError for other dtypes."""
         if token_ids.dtype == torch.bool or token_ids.is_floating_point() or token_ids.is_complex():
             raise TypeError(f"token_ids must be integers, got {token_ids.dtype}")
-        is_id = (token_ids >= 0) & (token_ids < self.vocab_size)
-        positions = self.head_pos[token_ids.long().masked_fill(~is_id, self.vocab_size)]
-        self.counted[:, 0] += is_id.sum(1)
-        self.counted[:, 1] += (is_id & (positions < 0)).sum(1)
+        positions = self._positions(token_ids)
+        self._count(token_ids, positions)
         if isinstance(self.policy, InContextVocab):
             self.policy.observe(positions)
         self._refresh()
@@ -152,6 +155,17 @@ class ReducedVocab(nn.Module):
         if not isinstance(self.policy, HasVocabularyViews):
             raise TypeError(f"vocab must have vocabulary_views(), got {type(self.policy).__name__}, which has none")
         return self.policy.vocabulary_views()
+
+    def _positions(self, token_ids: Tensor) -> Tensor:
+        """Integers of any shape -> int64 rows of the head, -1 for what the draft cannot say or is no id."""
+        is_id = (token_ids >= 0) & (token_ids < self.vocab_size)
+        return self.head_pos[token_ids.long().masked_fill(~is_id, self.vocab_size)]
+
+    def _count(self, token_ids: Tensor, positions: Tensor) -> None:
+        """Both [B, n]: so many ids more were observed, and so many of these cannot be said."""
+        is_id = (token_ids >= 0) & (token_ids < self.vocab_size)
+        self.counted[:, 0] += is_id.sum(1)
+        self.counted[:, 1] += (is_id & (positions < 0)).sum(1)
 
     def _as_target(self, chosen: DraftVocab) -> DraftVocab:
         return chosen._replace(draft_ids=self.target_ids[chosen.draft_ids], head_pos=chosen.draft_ids)

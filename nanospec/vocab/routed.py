@@ -85,6 +85,12 @@ class RoutedVocab(nn.Module):
     def learn(self, observation: Observation) -> None:
         """Nothing to learn."""
 
+    def for_batch(self, batch_size: int) -> RoutedVocab:
+        """The same over the same memory, with a level drafted last of its own: serves any number of sequences."""
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        return other
+
     def select(self, width: int | None = None) -> DraftVocab:
         """What is drafted from is `at_level` of this; before any state is known, the ids wanted most often, as many as
         a level has on average."""

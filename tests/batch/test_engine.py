@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from functools import cache
+from operator import attrgetter
 
 import pytest
 import torch
@@ -194,7 +195,7 @@ def test_closing_frees_the_memory_and_later_calls_say_so():
     engine.close()
     assert memory() is None
     engine.close()
-    for call in (engine.step, lambda: engine.submit([1])):
+    for call in (engine.step, lambda: engine.submit([1]), lambda: engine.rows):
         with pytest.raises(RuntimeError, match="the batch engine is closed: make another"):
             call()
 
@@ -218,13 +219,17 @@ def interrupted(*arguments):
     raise KeyboardInterrupt
 
 
-def test_without_memory_for_a_request_the_others_go_on_as_soon_as_it_is_cancelled(monkeypatch):
+@pytest.mark.parametrize(
+    "place", ["rows.drafter.cache.grow", "_prompt_target.cache.reset", "_prompt_drafter.cache.reset"]
+)
+def test_without_memory_for_a_request_the_others_go_on_as_soon_as_it_is_cancelled(place, monkeypatch):
     engine = pair().batch_engine(2)
     first = engine.submit([1, 2], max_new_tokens=30)
     pieces = engine.step()
     large = engine.submit([3, 4], max_new_tokens=100)
     with monkeypatch.context() as patch:
-        patch.setattr(engine.rows.drafter.cache, "grow", without_memory)
+        path, name = place.rsplit(".", 1)
+        patch.setattr(attrgetter(path)(engine), name, without_memory)
         with pytest.raises(MemoryError):
             engine.step()
         assert (engine.num_running, engine.num_waiting) == (1, 1)

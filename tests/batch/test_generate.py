@@ -79,6 +79,21 @@ def test_every_row_has_its_own_stop_strings_and_end(stops, eos_id):
     assert_each_is_plain(decoder, requests, 3)
 
 
+@pytest.mark.parametrize(("stops", "error"), [(("",), ValueError), ((1,), TypeError), (None, TypeError)])
+def test_stop_strings_that_are_none_are_refused_before_they_cost_a_neighbour(stops, error):
+    decoder = pair(tokenizer=Letters())
+    engine = decoder.batch_engine(2)
+    engine.submit([1, 2], max_new_tokens=12)
+    pieces = engine.step()
+    with pytest.raises(error, match="stop_strings must "):
+        engine.submit([3], stop_strings=stops)
+    assert engine.num_waiting == 0
+    while engine.num_running:
+        pieces += engine.step()
+    tokens = [token for piece in pieces for token in piece.piece.token_ids]
+    assert tokens == decoder.generate_autoregressive([1, 2], max_new_tokens=12).token_ids
+
+
 # Windows of a few tokens on some layers or on all, a soft-cap, experts, a switch of the rotation.
 @pytest.mark.parametrize("family", ["gemma2", "mistral-window", "mixtral-window", "phi3-longrope", "qwen3-window"])
 def test_targets_with_windows_caps_and_experts_run_in_a_batch(family):
@@ -161,6 +176,7 @@ def test_settings_hold_where_a_request_has_none_of_its_own():
         ([{"ids": [1]}], ValueError, r"a request must hold input_ids, got \['ids'\]"),
         ([{"input_ids": [1], "max_new_tokens": 0}], ValueError, "max_new_tokens must be at least 1, got 0"),
         ([[1], []], ValueError, "got an empty prompt"),
+        ([[1], None, [2]], TypeError, r"input_ids must be integers of 64 bits, \[P\] or \[1, P\], got None"),
     ],
 )
 def test_a_bad_request_is_an_error_when_it_is_read(requests, error, message):

@@ -171,7 +171,7 @@ def test_the_command_writes_what_it_found_and_its_exit_status_says_it(tmp_path: 
     options = "--requests", "12", "--max-new-tokens", "3", "--out", str(tmp_path)
     good = invoke(*options)
     assert good.exit_code == 0, good.output
-    assert good.output.splitlines()[-1] == "good"
+    assert good.output.splitlines()[-1] == "good, memory not judged: python, tensors, resident"
     report = json.loads((tmp_path / command.JSON_NAME).read_text())
     assert (report["verdict"], report["is_complete"], report["counts"]["requests"]) == ("good", True, 12)
     assert report["settings"]["policies"] == ["in-context"]

@@ -200,6 +200,10 @@ def test_names_build_it_over_the_list_that_comes_with_the_draft():
         build_vocab_selector("hybrid:auto", WEIGHT)
 
 
+def few_rows() -> ReducedVocab:
+    return ReducedVocab(InContextVocab(WEIGHT[:3], 3), torch.tensor([5, 26, 29]), 30)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
@@ -211,6 +215,12 @@ def test_names_build_it_over_the_list_that_comes_with_the_draft():
             "must have no pinned ids, .* got 2",
         ),
         (lambda: AdaptiveVocab(InContextVocab(WEIGHT, 9), RANKED[:0]), ValueError, "ranked_ids must hold an id"),
+        (lambda: AdaptiveVocab(InContextVocab(WEIGHT, 9), RANKED[None]), ValueError, r"1-D, got shape \(1, 20\)"),
+        (lambda: AdaptiveVocab(InContextVocab(WEIGHT, 9), RANKED.double()), TypeError, "must be integers, got 29.0"),
+        (lambda: AdaptiveVocab(InContextVocab(WEIGHT, 9), RANKED + 1), ValueError, "between 0 and 29, got 30"),
+        (lambda: AdaptiveVocab(InContextVocab(WEIGHT, 9), RANKED - 30), ValueError, "between 0 and 29, got -1"),
+        (lambda: AdaptiveVocab(InContextVocab(WEIGHT, 9), RANKED // 2), ValueError, "must be distinct, got 14"),
+        (lambda: AdaptiveVocab(few_rows(), RANKED[:4]), ValueError, r"the draft can say, got \[28, 27\]"),
         (lambda: AdaptiveVocab(InContextVocab(WEIGHT, 1), RANKED), ValueError, "a capacity of 1 has room for"),
         (lambda: small(-1.0), ValueError, "row_cost must be at least 0 and finite, got -1.0"),
         (lambda: small().reset(torch.tensor([0])), NotImplementedError, "rows must be None with a base that adapts"),

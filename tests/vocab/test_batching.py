@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanospec.records import DraftVocab, Observation
+from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.adaptive import AdaptiveVocab
 from nanospec.vocab.batching import copy_sequence, for_batch, sequences
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
+from nanospec.vocab.reduced import ReducedVocab
+from nanospec.vocab.routed import RoutedVocab
 from nanospec.vocab.sources import TextTokens
+from nanospec.vocab.with_prior import PriorVocab
 from nanospec.vocab_selector import build_reduced_vocab, build_vocab_selector
+from tests.tiny_router import tiny_router
 
 VOCAB_SIZE, CAPACITY, NUM_ROWS, NUM_SEQUENCES = 20, 9, 14, 3
 WEIGHT = torch.randn(VOCAB_SIZE, 4, generator=torch.Generator().manual_seed(0))
@@ -82,8 +87,44 @@ def test_a_policy_without_memory_serves_all_sequences_as_it_is():
     assert for_batch(policy, 5) is sequences(policy, 1, 3) is policy
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda policy: policy, lambda policy: ReducedVocab(policy, torch.arange(VOCAB_SIZE), VOCAB_SIZE)]
+)
+def test_a_routed_policy_and_its_copy_for_a_batch_draft_levels_of_their_own(wrap):
+    routed = wrap(RoutedVocab(WEIGHT, tiny_router(WEIGHT, 3), (9, 6)))
+    policy = PriorVocab(routed, SuccessorPrior(VOCAB_SIZE))
+    batch, all_ids = for_batch(policy, 3), torch.arange(VOCAB_SIZE)
+    states = torch.randn(3, 2, WEIGHT.shape[1], generator=torch.Generator().manual_seed(1), dtype=WEIGHT.dtype)
+    policy.select().at_level(states[:1], 0)
+    columns = policy.columns(all_ids[None])
+    batch.select().at_level(-states, 1)
+    assert torch.equal(policy.columns(all_ids[None]), columns)
+    assert not torch.equal(batch.columns(all_ids.expand(3, -1))[:1], columns)
+    assert sequences(batch, 0, 2).policy is batch.policy
+
+
 class Remembers(TextTokens):
     def reset(self, rows: Tensor | None) -> None: ...
+
+
+class WithoutSuggestions(InContextVocab):
+    def learn(self, observation: Observation) -> None:
+        self.observe(observation.token_ids)
+
+
+class HasConstructor(WithoutSuggestions):
+    def __init__(self) -> None:
+        super().__init__(WEIGHT, CAPACITY)
+
+
+def test_a_subclass_keeps_what_it_overrides_in_a_batch_or_is_refused_by_name():
+    alone, batch = WithoutSuggestions(WEIGHT, CAPACITY), for_batch(WithoutSuggestions(WEIGHT, CAPACITY), 2)
+    seen = observation(torch.Generator().manual_seed(1), 2)
+    alone.learn(Observation(*(field[1:] for field in seen)))
+    batch.learn(seen)
+    assert same(batch.select(), 1, alone.select())
+    with pytest.raises(NotImplementedError, match="a for_batch of its own in a batch, .* got HasConstructor"):
+        for_batch(HasConstructor(), 2)
 
 
 class Observes:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from nanospec.gathered_head import GatheredHead
 from nanospec.locality_tracker import LocalityTracker
+from nanospec.records import DraftVocab, Observation
 from nanospec.vocab.full import FullVocab
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.reduced import ReducedVocab, head_positions
@@ -53,6 +55,44 @@ def test_it_is_the_policy_over_the_sayable_ids(observations: list[list[int]], ca
         vocab.observe(torch.tensor([ids]))
         plain.observe(torch.tensor([[token_id if token_id in TARGET_IDS.tolist() else -1 for token_id in ids]]))
     assert active_ids(vocab) == sorted(plain.draft_ids[0, : int(plain.count)].tolist())
+
+
+class OwnPolicy(torch.nn.Module):
+    """Observes, and is none of the library's."""
+
+    name, observes = "own", True
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.inner = InContextVocab(WEIGHT, capacity)
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        self.inner.reset(rows)
+
+    def learn(self, observation: Observation) -> None:
+        self.inner.learn(observation)
+
+    def select(self, width: int | None = None) -> DraftVocab:
+        return self.inner.select(width)
+
+    def columns(self, ids: Tensor) -> Tensor:
+        return self.inner.columns(ids)
+
+
+@given(st.lists(st.lists(st.integers(-1, VOCAB_SIZE - 1), min_size=3, max_size=3), max_size=4), st.integers(1, 5))
+@settings(max_examples=30)
+def test_a_policy_of_ones_own_learns_positions_and_drafts_the_ids_of_their_rows(texts, capacity) -> None:
+    own, ours = ReducedVocab(OwnPolicy(capacity), TARGET_IDS, VOCAB_SIZE), reduced(capacity)
+    for text in texts:
+        tokens = torch.tensor([text])
+        seen = Observation(tokens, torch.stack((tokens.flip(1), (tokens + 1).clamp(0, 11)), 2), tokens.roll(-1, 1))
+        for vocab in (own, ours):
+            vocab.learn(seen)
+    assert own.select().draft_ids.tolist() == ours.select().draft_ids.tolist()
+    assert own.columns(torch.arange(VOCAB_SIZE)[None]).tolist() == ours.columns(torch.arange(VOCAB_SIZE)[None]).tolist()
+    assert own.count_unsayable() == ours.count_unsayable()
+    own.reset()
+    assert active_ids(own) == []
 
 
 @pytest.mark.parametrize("packed", [True, False])

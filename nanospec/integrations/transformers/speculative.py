@@ -20,7 +20,6 @@ from nanospec.integrations.transformers.call import GenerateCall, withheld_argum
 from nanospec.integrations.transformers.prompts import padded_rows, unpadded_rows
 from nanospec.integrations.transformers.row import GeneratedRow
 from nanospec.integrations.transformers.supported import refuse_unsupported_call
-from nanospec.one_thread import steps_of_one_thread
 from nanospec.stats import GenerationStats
 from nanospec.vocab_selector import VocabSelector
 
@@ -132,7 +131,7 @@ def _decode(decoder: SpeculativeDecoder, row: GeneratedRow, prompt: Tensor, max_
     loop, stats = decoder.speculate(prompt, decoder.tree, max_new, temperature=temperature)
     if not _is_bare_argmax(call, decoder.target.dtype):
         loop.chooser, loop.fixed_steps = row, None
-    for token_ids in steps_of_one_thread(loop.steps(), decoder.target, decoder.drafter):
+    for token_ids in loop.steps():
         if loop.chooser is None:
             row.take(token_ids)
         if row.is_done:
