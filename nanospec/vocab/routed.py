@@ -89,6 +89,7 @@ class RoutedVocab(nn.Module):
         """The same over the same memory, with a level drafted last of its own: serves any number of sequences."""
         other = copy.copy(self)
         other._buffers = dict(self._buffers)
+        other._side, other._ahead = copy.deepcopy(self._side), None
         return other
 
     def select(self, width: int | None = None) -> DraftVocab:
