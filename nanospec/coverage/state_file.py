@@ -1,4 +1,4 @@
-"""A measurement that can be interrupted: one JSON line of settings, then one for every document that is done."""
+"""A measurement that can be interrupted: one JSON line of settings, then one for every piece of it that is done."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 class StateFile:
-    """Records by document number, kept in `path`; None: in memory only.
+    """Records by what they have as `key`, a document's number unless it is named, kept in `path`; None: in memory only.
 
     settings: whatever decides the figures. A file of other settings is refused with ValueError, naming the first that
     differs; a last line that an interruption cut short is dropped.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, settings: dict[str, Any], key: str = "document") -> None:
+        self.path, self.key = path, key
         self.settings = json.loads(json.dumps(settings))
-        self.records: dict[int, dict[str, Any]] = {}
+        self.records: dict[Any, dict[str, Any]] = {}
         if path is None:
             return
         if path.exists() and path.stat().st_size:
@@ -27,9 +27,9 @@ class StateFile:
             self._append(self.settings)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep the record of one document."""
+        """Keep the record of one piece."""
         record = json.loads(json.dumps(record))  # as a later run reads it
-        self.records[record["document"]] = record
+        self.records[record[self.key]] = record
         if self.path is not None:
             self._append(record)
 
@@ -43,7 +43,7 @@ class StateFile:
         complete = content[: content.rfind(b"\n") + 1]
         try:
             header, *records = [json.loads(line) for line in complete.decode("utf-8").splitlines()]
-            self.records = {record["document"]: record for record in records}
+            self.records = {record[self.key]: record for record in records}
             keys = sorted({*header.keys(), *self.settings})
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"resume must be a state file of this command, got {path}") from None

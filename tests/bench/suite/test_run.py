@@ -1,0 +1,122 @@
+"""The command on a tiny pair: every row that has its file, resumed, and with an answer that is not the target's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from bench.suite.__main__ import JSON_NAME, MARKDOWN_NAME, STATE_NAME, app
+from bench.suite.rows import BY_NAME
+from nanospec.checkpoints import load_target
+from nanospec.checkpoints.save import save_drafter
+from tests.pair_on_disk import save_pair
+from tests.tiny_medusa import tiny_medusa
+
+ROWS = (
+    "autoregressive", "transformers", "transformers-assisted", "transformers-lookup", "full", "medusa-full",
+    "in-context", "assistant-in-context",
+)  # fmt: skip
+NUM_PROMPTS = 4
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("suite")
+    target, draft = save_pair(root, window=400)
+    loaded, _ = load_target(target, dtype=torch.float64)
+    save_drafter(tiny_medusa(loaded, seed=1), root / "medusa", target=loaded)
+    shutil.copytree(target, root / "assistant")
+    questions = [{"question_id": n, "category": task, "turns": [f"{task} {n}"]} for n, task in enumerate(("qa", "rag"))]
+    problems = [{"task_id": n, "prompt": f"def f{n}(x):\n"} for n in range(2)]
+    for name, records in (("question.jsonl", questions), ("human_eval.jsonl", problems)):
+        (root / name).write_text("\n".join(map(json.dumps, records)))
+    return {
+        "prompts": str(root), "target": target, "draft": draft, "medusa": str(root / "medusa"),
+        "assistant": str(root / "assistant"),
+    }  # fmt: skip
+
+
+def invoke(files: dict[str, str], out: Path, *more: str) -> Result:
+    options = [part for name, value in files.items() for part in (f"--{name}", value)]
+    fixed = ["--max-new-tokens", "24", "--tree", "4,3,8", "--dtype", "float64", "--no-plots", "--out", str(out)]
+    return CliRunner().invoke(app, [*options, *fixed, *more])
+
+
+@pytest.fixture(scope="module")
+def finished(files: dict[str, str], tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    result = invoke(files, out)
+    assert result.exit_code == 0, result.output
+    assert "left out routed: --router was not given" in result.stderr
+    return out
+
+
+def read(out: Path) -> dict:
+    return json.loads((out / JSON_NAME).read_text())
+
+
+def test_every_row_with_its_file_is_measured_and_right(finished: Path) -> None:
+    report = read(finished)
+    assert [row["row"] for row in report["rows"]] == list(ROWS)
+    assert all(row["is_right"] and row["near_ties"] == 0 for row in report["rows"])
+    assert report["prompts"]["tasks"] == {"qa": 1, "rag": 1, "human_eval": 2}
+    for row in report["rows"]:
+        assert row["figures"]["overall"]["prompts"] == NUM_PROMPTS
+        assert row["figures"]["human_eval"]["end_to_end_speedup"]["value"] > 0
+    left_out = {left["name"] for left in report["left_out"]}
+    assert left_out == {name for name, row in BY_NAME.items() if row.is_default and name not in ROWS} | {"vllm"}
+    assert all(
+        line.startswith(("|", "#", "-")) for line in (finished / MARKDOWN_NAME).read_text().splitlines()[8:] if line
+    )
+
+
+def test_a_tree_is_cut_to_what_a_drafter_can_draft(finished: Path) -> None:
+    trees = {row["row"]: row["tree"] for row in read(finished)["rows"]}
+    assert trees["in-context"] == [4, 3, 8]
+    assert trees["medusa-full"] == [3, 3, 8]
+    assert trees["transformers"] is trees["autoregressive"] is None
+
+
+def test_a_run_that_is_complete_is_read_again_and_one_of_other_settings_refused(files, finished, tmp_path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    state, report = (out / STATE_NAME).read_bytes(), read(out)
+    assert invoke(files, out).exit_code == 0
+    assert (out / STATE_NAME).read_bytes() == state
+    assert {**read(out), "command": None} == {**report, "command": None}
+    refused = invoke(files, out, "--row", "full")
+    assert refused.exit_code == 2
+    assert "resume must be of a run with the same rows" in refused.stderr
+
+
+def test_an_answer_that_is_not_the_targets_ends_with_status_1(files, finished, tmp_path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    header, *records = [json.loads(line) for line in (out / STATE_NAME).read_text().splitlines()]
+    records = [record for record in records if not record["run"].endswith("/check")]
+    broken = next(record for record in records if record["run"] == "1/in-context")
+    broken["token_ids"][5] = (broken["token_ids"][5] + 1) % 256
+    (out / STATE_NAME).write_text("".join(json.dumps(record) + "\n" for record in (header, *records)))
+    result = invoke(files, out)
+    assert result.exit_code == 1
+    assert "WRONG: in-context, prompt 2 (rag), token 6" in result.stderr
+    assert [row["row"] for row in read(out)["rows"] if not row["is_right"]] == ["in-context"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--row", "fast"], "row must be one of autoregressive"),
+        (["--row", "routed"], "row routed cannot take part: --router was not given"),
+        (["--max-new-tokens", "1"], "max-new-tokens must be at least 2, got 1"),
+        (["--tree", "deep"], "tree must be 'auto'"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing_behind(files, tmp_path, options, message) -> None:
+    result = invoke(files, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
