@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPEEDUP, STEP_TIME, LOCALITY = "speedup_per_task", "step_time", "locality"
-PANELS_PER_LINE, BAR_INCHES, PANEL_FRAME_INCHES = 4, 0.2, 0.75
+PANELS_PER_LINE, BAR_INCHES, PANEL_FRAME_INCHES, LEAST_BARS = 4, 0.2, 0.75, 5
 BLUE, ORANGE, GREEN, *_ = COLOURS
 GREY = "#888888"
 # Colour and hatch say the same: which stage, and for the first picture whose row.
@@ -50,7 +50,7 @@ def speedup_figure(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> F
 
     parts = [OVERALL, *tasks]
     num_lines = -(-len(parts) // PANELS_PER_LINE)
-    height = num_lines * (PANEL_FRAME_INCHES + BAR_INCHES * len(rows))
+    height = num_lines * (PANEL_FRAME_INCHES + BAR_INCHES * max(len(rows), LEAST_BARS))
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(num_lines, min(PANELS_PER_LINE, len(parts)), sharex=True, sharey=True, squeeze=False)
     for axes, part in zip(panels.flat, parts, strict=False):

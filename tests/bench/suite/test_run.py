@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from bench.suite.__main__ import JSON_NAME, MARKDOWN_NAME, STATE_NAME, app
 from bench.suite.rows import BY_NAME
-from nanospec.checkpoints import load_target
 from nanospec.checkpoints.save import save_drafter
+from nanospec.checkpoints.target import load_target
 from tests.pair_on_disk import save_pair
 from tests.tiny_medusa import tiny_medusa
 
@@ -70,9 +70,7 @@ def test_every_row_with_its_file_is_measured_and_right(finished: Path) -> None:
         assert row["figures"]["human_eval"]["end_to_end_speedup"]["value"] > 0
     left_out = {left["name"] for left in report["left_out"]}
     assert left_out == {name for name, row in BY_NAME.items() if row.is_default and name not in ROWS} | {"vllm"}
-    assert all(
-        line.startswith(("|", "#", "-")) for line in (finished / MARKDOWN_NAME).read_text().splitlines()[8:] if line
-    )
+    assert "## human_eval" in (finished / MARKDOWN_NAME).read_text()
 
 
 def test_a_tree_is_cut_to_what_a_drafter_can_draft(finished: Path) -> None:
