@@ -90,6 +90,7 @@ def main(
         decoder = load_decoder(target, draft, vocab="full", tree=None, dtype=dtype, device=device)
         contenders = Contenders(decoder, options, tree)
         chosen, left_out = choose_rows(row or (), options, decoder)
+        contenders.check(chosen)
         read = read_prompt_set(decoder, prompts or [], per_task or None, max_new_tokens + MOST_DRAFTED)
         machine = describe_machine(decoder.target.device, decoder.target.dtype)
         decides = {

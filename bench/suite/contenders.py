@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bench.suite.decoded import Decode, Decoded
 from bench.suite.peers import LOOKUP_TOKENS, load_assistant, peer
@@ -41,12 +42,21 @@ class Contenders:
         self._shape = None if tree in (OWN_TREES, ONE_TREE) else parse_tree_shape(tree)
         self._drafters: dict[str, Drafter] = {PAIR: decoder.drafter}
         self._shared: dict[str, TreeShape] = {}
+        self._assistant: PreTrainedModel | None = None
 
     def plain(self, input_ids: Tensor, max_new_tokens: int, return_candidates: bool = False) -> GenerationResult:
         """Plain decoding, which every answer must equal."""
         return self.decoder.generate_autoregressive(
             input_ids, max_new_tokens=max_new_tokens, ignore_eos=True, return_candidates=return_candidates
         )
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Load and build what the rows need, so that whatever is wrong with it is said before anything is written."""
+        for row in rows:
+            if row.name == ASSISTED:
+                self._load_assistant()
+            elif row.drafter is not None:
+                self.speculative(row, None if self._shape is None else self._find_tree(row))
 
     def find_trees(self, rows: Sequence[Row]) -> dict[str, TreeShape]:
         """The tree of every row that drafts one."""
@@ -65,7 +75,7 @@ class Contenders:
         target = self.decoder.target.model
         if row.name in PEERS:
             if row.name == ASSISTED:
-                return peer(target, assistant_model=load_assistant(str(self.options[ASSISTANT]), self.decoder))
+                return peer(target, assistant_model=self._load_assistant())
             return peer(target, prompt_lookup_num_tokens=LOOKUP_TOKENS) if row.name == LOOKUP else peer(target)
         if row.name == AUTOREGRESSIVE:
             decoder = self._decoder(PAIR, "full", None)
@@ -99,6 +109,11 @@ class Contenders:
             pair.capacity,
             pair.frequent_ids,
         )
+
+    def _load_assistant(self) -> PreTrainedModel:
+        if self._assistant is None:
+            self._assistant = load_assistant(str(self.options[ASSISTANT]), self.decoder)
+        return self._assistant
 
     def _drafter(self, name: str) -> Drafter:
         if name not in self._drafters:

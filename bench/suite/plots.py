@@ -22,7 +22,8 @@ BLUE, ORANGE, GREEN, *_ = COLOURS
 GREY = "#888888"
 # Colour and hatch say the same: which stage, and for the first picture whose row.
 STAGE_LOOKS = {"draft": (BLUE, ""), "verify": (GREY, ""), "vocabulary": (ORANGE, "////"), "other": (GREEN, "....")}
-KINDS = {"ours": (BLUE, ""), "ours, full vocabulary": (COLOURS[5], ".."), "transformers": (COLOURS[4], "////")}
+OURS, OURS_FULL, THEIRS = "our engine", "our engine, full vocabulary", "transformers"
+KINDS = {OURS: (BLUE, ""), OURS_FULL: (COLOURS[5], ".."), THEIRS: (COLOURS[4], "////")}
 MARKER_AREA = 9
 
 
@@ -135,5 +136,5 @@ def _draw_speedups(axes: Axes, rows: Sequence[Mapping[str, Any]], part: str) -> 
 
 def _kind_of(row: Mapping[str, Any]) -> str:
     if row["row"] in PEERS:
-        return "transformers"
-    return "ours, full vocabulary" if row["row"] == FULL or row["row"].endswith(f"-{FULL}") else "ours"
+        return THEIRS
+    return OURS_FULL if row["row"] == FULL or row["row"].endswith(f"-{FULL}") else OURS

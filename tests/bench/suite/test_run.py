@@ -111,6 +111,9 @@ def test_an_answer_that_is_not_the_targets_ends_with_status_1(files, finished, t
         (["--row", "routed"], "row routed cannot take part: --router was not given"),
         (["--max-new-tokens", "1"], "max-new-tokens must be at least 2, got 1"),
         (["--tree", "deep"], "tree must be 'auto'"),
+        (["--tree", "2,300,301"], "tree branching must be at most 256"),
+        (["--row", "eagle3-full", "--eagle3", "no/such/draft"], "no/such/draft"),
+        (["--assistant", "no/such/model"], "no/such/model"),
     ],
 )
 def test_bad_options_are_one_line_and_leave_nothing_behind(files, tmp_path, options, message) -> None:
