@@ -71,12 +71,12 @@ def without_end(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_assistant(path: str, decoder: SpeculativeDecoder) -> PreTrainedModel:
-    """A small language model in the target's dtype and on its device.
+    """A small language model in the target's dtype and on its device, its weights as loading left them: torch
+    multiplies slices by weights that need no gradient many times slower in bfloat16.
 
     Raises what `load_language_model` raises, and ValueError for another tokenizer than the target's.
     """
     model, tokenizer = load_language_model(path, "assistant", decoder.target.dtype, decoder.target.device)
     if tokenizer is not None and decoder.tokenizer is not None:
         check_same_tokens(decoder.tokenizer, tokenizer, path)
-    model.eval().requires_grad_(False)
-    return without_end(model)
+    return without_end(model.eval())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
 from bench.suite.__main__ import JSON_NAME, MARKDOWN_NAME, STATE_NAME, app
+from bench.suite.peers import load_assistant
 from bench.suite.rows import BY_NAME
 from nanospec.checkpoints.save import save_drafter
 from nanospec.checkpoints.target import load_target
@@ -71,6 +73,13 @@ def test_every_row_with_its_file_is_measured_and_right(finished: Path) -> None:
     left_out = {left["name"] for left in report["left_out"]}
     assert left_out == {name for name, row in BY_NAME.items() if row.is_default and name not in ROWS} | {"vllm"}
     assert "## human_eval" in (finished / MARKDOWN_NAME).read_text()
+
+
+def test_an_assistant_keeps_its_gradients_without_which_it_would_be_slow(files: dict[str, str]) -> None:
+    decoder = SimpleNamespace(target=load_target(files["target"])[0], tokenizer=None)
+    assistant = load_assistant(files["assistant"], decoder)
+    assert all(parameter.requires_grad for parameter in assistant.parameters())
+    assert assistant.generation_config.eos_token_id is None
 
 
 def test_a_tree_is_cut_to_what_a_drafter_can_draft(finished: Path) -> None:
