@@ -21,14 +21,14 @@ import typer
 from bench.gpu.report import write_text
 from bench.suite.contenders import OWN_TREES, Contenders
 from bench.suite.locality import watch
-from bench.suite.measuring import check_answers, measure, num_runs
+from bench.suite.measuring import check_answers, measure, num_runs, results_of
 from bench.suite.plots import SPEEDUP, draw_all
 from bench.suite.prompts import PromptSet, drawn_order, read_prompt_set
 from bench.suite.report import as_markdown, build_rows, describe_difference, headline
 from bench.suite.rows import BY_NAME, LeftOut, Row, choose_rows
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.machine import describe_machine
-from nanospec.cli.measure import Difference
+from nanospec.cli.measure import AUTOREGRESSIVE, Difference
 from nanospec.cli.options import DebugOption, DeviceOption, DtypeOption, load_decoder
 from nanospec.cli.progress import progress_bar
 from nanospec.coverage.pareto_plot import check_plot_path
@@ -39,7 +39,7 @@ from nanospec.tree_shape import TreeShape
 
 JSON_NAME, MARKDOWN_NAME, STATE_NAME = "suite.json", "suite.md", "state.jsonl"
 EXIT_WRONG_RESULT = 1
-LOCALITY_ROW, LOCALITY_TOKENS = "in-context", 256
+LOCALITY_ROW, LOCALITY_TOKENS = "in-context", 192
 MOST_DRAFTED = 64  # room behind the answer that a tree or an assistant may write to
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -149,13 +149,17 @@ def _run(
 def _locality(
     contenders: Contenders, rows: Sequence[Row], trees: dict[str, TreeShape], read: PromptSet, state: StateFile
 ) -> dict[str, Any] | None:
-    """One longer generation of the in-context row behind the first prompt, watched; None without that row."""
+    """One longer generation of the in-context row, watched, behind the prompt whose answer has most different ids; None
+    without that row."""
     watched = next((row for row in rows if row.name == LOCALITY_ROW), None)
     if watched is None:
         return None
     if "locality" not in state.records:
         decoder: SpeculativeDecoder = contenders.speculative(watched, trees[watched.name])
-        state.add({"run": "locality", **watch(decoder, read.prompts[0].input_ids, LOCALITY_TOKENS)})
+        answers = results_of(AUTOREGRESSIVE, range(len(read.prompts)), state)
+        number = max(range(len(answers)), key=lambda number: len(set(answers[number].token_ids)))
+        prompt = read.prompts[number]
+        state.add({"run": "locality", "task": prompt.task, **watch(decoder, prompt.input_ids, LOCALITY_TOKENS)})
     return state.records["locality"]
 
 
