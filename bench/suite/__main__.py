@@ -34,6 +34,7 @@ from nanospec.cli.progress import progress_bar
 from nanospec.coverage.pareto_plot import check_plot_path
 from nanospec.coverage.state_file import StateFile
 from nanospec.decode import SpeculativeDecoder
+from nanospec.demo import DRAFT_DIRECTORIES
 from nanospec.result import GenerationResult
 from nanospec.tree_shape import TreeShape
 
@@ -59,8 +60,8 @@ def main(
     row: Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"Repeatable. Of {', '.join(BY_NAME)}.")] = None,
     target: Annotated[str | None, typer.Option(help="Path or hub id. Default: the embedded pair.")] = None,
     draft: Annotated[str | None, typer.Option(help="Draft of that target.")] = None,
-    eagle3: Annotated[str | None, typer.Option(help="EAGLE-3 draft of the same target.")] = None,
-    medusa: Annotated[str | None, typer.Option(help="Medusa heads of the same target.")] = None,
+    eagle3: Annotated[str | None, typer.Option(help="EAGLE-3 draft of the same target. Embedded: its own.")] = None,
+    medusa: Annotated[str | None, typer.Option(help="Medusa heads of the same target. Embedded: its own.")] = None,
     assistant: Annotated[str | None, typer.Option(help="Small language model with the target's tokenizer.")] = None,
     router: Annotated[
         str | None, typer.Option(metavar="FILE[:ROWS]", help="Router of `nanospec train-router`.")
@@ -81,7 +82,9 @@ def main(
     debug: DebugOption = False,
 ) -> None:
     """Measure every row on every prompt, and report medians with 95 % intervals per task and over all."""
-    options = {"eagle3": eagle3, "medusa": medusa, "assistant": assistant, "router": router, "trim-list": trim_list}
+    options = {"assistant": assistant, "router": router, "trim-list": trim_list}
+    for name, path in (("eagle3", eagle3), ("medusa", medusa)):
+        options[name] = str(DRAFT_DIRECTORIES[name]) if path is None and target is None else path
     with one_line_errors(debug):
         if plots:
             check_plot_path(out / f"{SPEEDUP}.svg")

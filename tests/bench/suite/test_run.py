@@ -21,7 +21,7 @@ from tests.tiny_medusa import tiny_medusa
 
 ROWS = (
     "autoregressive", "transformers", "transformers-assisted", "transformers-lookup", "full", "medusa-full",
-    "in-context", "assistant-in-context",
+    "in-context",
 )  # fmt: skip
 NUM_PROMPTS = 4
 
