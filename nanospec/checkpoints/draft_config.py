@@ -17,6 +17,11 @@ from nanospec.drafters.eagle import EagleShape
 
 MAX_LAYERS, MAX_HEAD_DIM = 2**10, 2**14
 MAX_SIZE = 2**24  # no draft is wider; what a damaged config claims stays countable
+# What transformers raises for rotary settings that are none.
+UNUSABLE_ROPE = (
+    StrictDataclassError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+)  # fmt: skip
+PARTIAL = "partial_rotary_factor"
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
@@ -80,9 +85,11 @@ def _check_bounds(shape: EagleShape) -> None:
 def rope_config(settings: dict[str, Any], shape: EagleShape, context_window: int) -> LlamaConfig:
     """Rotary settings of the draft: its own keys, or the Llama default (base 10000), never the target's.
 
-    Raises ValueError for settings that transformers does not know or that give no angles.
+    Raises ValueError for settings that transformers does not know or that give no angles, and for angles of a part of
+    a head only.
     """
     given = {key: settings[key] for key in ROPE_KEYS if settings.get(key) is not None}
+    _refuse_partial_rotation(settings, *(given.get(key) for key in ROPE_KEYS))
     try:
         config = LlamaConfig(
             hidden_size=shape.hidden_size,
@@ -92,11 +99,23 @@ def rope_config(settings: dict[str, Any], shape: EagleShape, context_window: int
             **given,
         )
         frequencies = LlamaRotaryEmbedding(config).inv_freq
-    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except UNUSABLE_ROPE as error:
         raise ValueError(f"draft config must hold rotary settings of transformers, got {given}: {error}") from None
-    if shape.head_dim % 2 or not bool((frequencies.isfinite() & (frequencies > 0)).all()):
-        raise ValueError(f"draft config must give finite angles to pairs of {shape.head_dim} numbers, got {given}")
+    is_whole = 2 * frequencies.shape[0] == shape.head_dim
+    if not is_whole or not bool((frequencies.isfinite() & (frequencies > 0)).all()):
+        raise ValueError(
+            f"draft config must give finite angles to pairs of {shape.head_dim} numbers, got {frequencies.shape[0]} of "
+            f"{given}"
+        )
     return config
+
+
+def _refuse_partial_rotation(*parts: object) -> None:
+    """ValueError for heads of which a part stays as it is: drafts of these formats rotate whole heads."""
+    for part in parts:
+        factor = part.get(PARTIAL) if isinstance(part, dict) else None
+        if factor is not None and factor != 1:
+            raise ValueError(f"draft config {PARTIAL} must be 1, as drafts rotate whole heads, got {factor!r}")
 
 
 def whole_number(settings: dict[str, Any], key: str, default: int | None = None) -> int:
