@@ -68,11 +68,23 @@ def save_eagle_drafter(drafter: EagleDrafter, directory: Path, config: dict[str,
 
 
 def write_checkpoint(directory: str | Path, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
-    """Writes model.safetensors and config.json into `directory`, which need not exist."""
+    """Writes model.safetensors and config.json into `directory`, which need not exist. Tensors that share memory are
+    written each as its own."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors")
+    save_file(_apart(tensors), directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and none on memory of another: safetensors writes no others."""
+    apart = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    end = 0
+    for name, tensor in sorted(apart.items(), key=lambda item: item[1].data_ptr()):
+        begin, length = tensor.data_ptr(), tensor.nbytes
+        apart[name] = tensor.clone() if begin < end else tensor
+        end = max(end, begin + length)
+    return apart
 
 
 def _check_against_target(

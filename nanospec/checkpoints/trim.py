@@ -172,7 +172,7 @@ def _head_of_target(target: Target | None, directory: Path) -> Tensor:
 def _vocab_size(config: dict[str, Any], named: dict[str, Tensor], target: Target | None) -> int:
     """V, by the target, the mask of ids, the embedding or the config."""
     sizes = [target.vocab_size] if target is not None else []
-    sizes += [named[name].shape[0] for name in ("t2d", EMBEDDING) if name in named]
+    sizes += [named[name].shape[0] for name in ("t2d", EMBEDDING) if name in named and named[name].dim()]
     stated = layer_settings(config).get("vocab_size")
     sizes += [stated] if isinstance(stated, int) else []
     if not sizes:
