@@ -111,6 +111,8 @@ def _head(
             )
         return own.shape[0], own.shape[0]
     d2t = tensors.get("d2t")
+    if d2t is not None and d2t.dim() != 1:
+        raise ValueError(f"draft d2t must be 1-D, an offset per row of the draft's head, got shape {tuple(d2t.shape)}")
     num_rows = target.vocab_size if d2t is None else d2t.shape[0]
     if num_rows != target.vocab_size or hidden_size != target.head_weight.shape[1]:
         raise ValueError(
