@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanospec.all_or_nothing import new_file
+from nanospec.untrusted_files import parse_json
 
 
 class TokenCounts(NamedTuple):
@@ -75,10 +76,15 @@ def load_counts(path: Path, vocab_size: int, settings: Mapping[str, Any]) -> Tok
     try:
         with safe_open(path, framework="pt") as file:
             about, counts = file.metadata() or {}, file.get_tensor("counts")
-        found = json.loads(about["settings"])
+        found = parse_json(about["settings"], "its settings")
         counted = TokenCounts(counts, int(about["num_texts"]), about["digest"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} must be the state of a count, got {error}: delete it to begin anew") from None
+    if not isinstance(found, dict) or counts.dtype != torch.int64 or bool((counts < 0).any()) or counted.num_texts < 0:
+        raise ValueError(
+            f"{path} must be the state of a count, with settings by name and int64 counts from 0, got "
+            f"{type(found).__name__} and {counts.dtype} after {counted.num_texts} texts: delete it to begin anew"
+        )
     for name, value in settings.items():
         if found.get(name) != value:
             raise ValueError(
