@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,16 +40,26 @@ def read_id_list(path: str | Path, vocab_size: int) -> Tensor:
 
 
 def read_eos_ids(directory: Path) -> list[int]:
-    """Ids that end a text by the generation config and the config in a directory, none where both are silent."""
+    """Ids that end a text by the generation config and the config in a directory, none where both are silent.
+
+    Raises ValueError, naming the file, for what is neither an id nor a list of them.
+    """
     found: list[int] = []
     for name in EOS_FILES:
         path = directory / name
         config = read_json(path) if path.exists() else {}
         nested = config.get("text_config")
         for part in (config, nested if isinstance(nested, dict) else {}):
-            ids = part.get("eos_token_id")
-            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+            found += _ids_of(part.get("eos_token_id"), path)
     return list(dict.fromkeys(found))
+
+
+def _ids_of(value: Any, path: Path) -> list[int]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token_id in ids:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+            raise ValueError(f"{path}: eos_token_id must be an id or a list of ids, got {reprlib.repr(value)}")
+    return ids
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, eos_ids: list[int]) -> list[int]:
