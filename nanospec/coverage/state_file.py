@@ -11,7 +11,7 @@ class StateFile:
     """Records by document number, kept in `path`; None: in memory only.
 
     settings: whatever decides the figures. A file of other settings is refused with ValueError, naming the first that
-    differs; a last line that an interruption cut short is dropped.
+    differs; a last line that an interruption cut short is dropped, the line of settings too.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
@@ -20,11 +20,11 @@ class StateFile:
         self.records: dict[int, dict[str, Any]] = {}
         if path is None:
             return
-        if path.exists() and path.stat().st_size:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size and not self._is_torn_header(path):
             self._read(path)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(self.settings)
+            path.write_text(json.dumps(self.settings) + "\n", encoding="utf-8")
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep the record of one document."""
@@ -37,6 +37,11 @@ class StateFile:
         assert self.path is not None, "only called with a file"
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def _is_torn_header(self, path: Path) -> bool:
+        """Whether a file without a whole line is the beginning of what this run would write first."""
+        content = path.read_bytes()
+        return b"\n" not in content and json.dumps(self.settings).encode().startswith(content)
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
