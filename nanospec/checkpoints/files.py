@@ -33,8 +33,9 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def resolve_checkpoint(path: str | Path, argument: str, weights: bool = True) -> Path:
-    """A local directory, or the local copy of a hub id, without its weights where they are not needed.
+def resolve_checkpoint(path: str | Path, argument: str, weights: bool = True, revision: str | None = None) -> Path:
+    """A local directory, or the local copy of a hub id, without its weights where they are not needed, at a revision
+    where one is named.
 
     All that is in it are regular files and directories of its own. FileNotFoundError names `argument` and what was
     given; ValueError an entry that is a pipe or a device, or a link that leads elsewhere.
@@ -47,9 +48,10 @@ def resolve_checkpoint(path: str | Path, argument: str, weights: bool = True) ->
         raise FileNotFoundError(f"{argument} must be a checkpoint directory or a hub id, got {str(path)!r}")
     try:
         patterns = [*SMALL_FILES, "*.safetensors"] if weights else list(SMALL_FILES)
-        directory = Path(snapshot_download(str(path), allow_patterns=patterns))
+        directory = Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
         if weights and not any(directory.glob("*.safetensors")):
-            directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.bin", "*.pt"]))
+            patterns = [*SMALL_FILES, "*.bin", "*.pt"]
+            directory = Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"{argument} must be a checkpoint directory or a reachable hub id, got {str(path)!r}: {error}"

@@ -38,11 +38,13 @@ EXPERTS = {"experts.gate_up_proj": ("gate_proj", "up_proj"), "experts.down_proj"
 
 
 def own_checkpoint(target: Target) -> Path:
-    """The directory that the target was read from. ValueError for one that was made in memory."""
-    source = target.model.config.name_or_path
+    """The directory that the target was read from, of a hub id at the target's own commit. ValueError for one that was
+    made in memory."""
+    config = target.model.config
+    source = config.name_or_path
     if not source:
         raise ValueError(f"draft {NATIVE_MTP!r} needs a target that was read from a checkpoint, got one made in memory")
-    return resolve_checkpoint(source, "target")
+    return resolve_checkpoint(source, "target", revision=getattr(config, "_commit_hash", None))
 
 
 def load_mtp_drafter(path: str | Path, target: Target) -> MtpDrafter:
