@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from nanospec.calibration.token_counts import TokenCounts
 
 STATE_SUFFIX = ".counting"
+LARGE_PIECES = (
+    "note: this tokenizer gives lines other ids alone than inside a text, so text is counted in pieces of 2^20 "
+    "characters; where documents are to be counted apart, give JSON lines"
+)
 SIZES = tuple(1 << power for power in range(10, 18))  # of the lists whose coverage is told
 
 
@@ -139,16 +143,21 @@ def _count_corpus(
     corpus: str, tokenizer: str | None, format: str | None, field: str, state: Path
 ) -> tuple[TokenCounts, list[int]]:
     from nanospec.calibration.counting import count_ids, tokenized_by
+    from nanospec.calibration.line_cuts import find_line_cuts
     from nanospec.calibration.text_source import TextSource
 
     with TextSource(corpus, format, field) as source:
         with busy("loading"):
             loaded, kept = _load_tokenizer(tokenizer)
+        ids_of = tokenized_by(loaded)
+        cuts = find_line_cuts(lambda text: ids_of([text], 0)[0])
+        if source.format == "text" and not cuts.after_text:
+            typer.echo(LARGE_PIECES, err=True)
         settings = {"tokenizer": tokenizer, "format": source.format, "field": field}
         with amount_bar("counting", source.total_bytes, "texts") as show:
             counted = count_ids(
-                source.texts(),
-                tokenized_by(loaded),
+                source.texts(cuts),
+                ids_of,
                 max(loaded.get_vocab().values()) + 1,
                 state,
                 settings,
