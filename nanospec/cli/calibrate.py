@@ -189,8 +189,8 @@ def _count_generated(
     load: dict[str, Any],
     state: Path,
 ) -> tuple[TokenCounts, list[int]]:
-    """One prompt at a time, so that none is generated from twice. The draft does not count: the tokens are the
-    target's own."""
+    """One prompt at a time, so that none is generated from twice. Draft and device are settings of the count: in bf16
+    and fp16 a near-tie may fall either way, by the rows of the trees and by the kernels."""
     from nanospec.calibration.counting import count_ids, generated_by
     from nanospec.checkpoints.draft_ids import special_ids
 
@@ -198,7 +198,8 @@ def _count_generated(
     drafter = PROMPT_LOOKUP if target is not None and draft is None else draft
     decoder = load_decoder(target, drafter, vocab="in-context", tree=None, **load)
     encoded = encode_prompts(decoder, read)
-    settings = {"target": target, "seed": seed, **sampling, "dtype": load["dtype"]}
+    place = {"dtype": load["dtype"], "device": str(decoder.target.device)}
+    settings = {"target": target, "draft": drafter, "seed": seed, **sampling, **place}
     with amount_bar("generating", len(read), "prompts") as show:
         counted = count_ids(
             [prompt.text for prompt in read],
