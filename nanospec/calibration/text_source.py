@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nanospec.calibration.line_cuts import NO_CUTS, LineCuts
-from nanospec.untrusted_files import parse_json
+from nanospec.untrusted_files import parse_json, shown_names
 
 STANDARD_INPUT = "-"
 FORMAT_OF = {".txt": "text", ".jsonl": "jsonl"}
@@ -136,7 +136,7 @@ def _strings(record: Any, field: str, place: str) -> Iterator[str]:
     if not isinstance(record, dict):
         raise ValueError(f"{place}: must be a JSON object, got {type(record).__name__}")
     if field not in record:
-        raise ValueError(f"{place}: must have the field {field!r}, got the keys {sorted(record)[:8]}")
+        raise ValueError(f"{place}: must have the field {field!r}, got the keys {shown_names(record)}")
     values = record[field] if isinstance(record[field], list) else [record[field]]
     for value in values:
         if not isinstance(value, str):

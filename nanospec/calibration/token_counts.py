@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from hashlib import blake2b
@@ -88,7 +89,8 @@ def load_counts(path: Path, vocab_size: int, settings: Mapping[str, Any]) -> Tok
     for name, value in settings.items():
         if found.get(name) != value:
             raise ValueError(
-                f"{path} must be of a count with {name} {value!r}, got {found.get(name)!r}: delete it to begin anew"
+                f"{path} must be of a count with {name} {value!r}, got {reprlib.repr(found.get(name))}: "
+                "delete it to begin anew"
             )
     if counts.shape != (vocab_size,):
         raise ValueError(f"{path} must hold counts of {vocab_size} ids, got shape {tuple(counts.shape)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanospec.checkpoints.detect import count_layers
 from nanospec.drafters.eagle import EagleShape
+from nanospec.untrusted_files import shown_names
 
 MAX_LAYERS, MAX_HEAD_DIM = 2**10, 2**14
 MAX_SIZE = 2**24  # no draft is wider; what a damaged config claims stays countable
@@ -40,13 +42,15 @@ def read_shape(settings: dict[str, Any], tensors: Mapping[str, Tensor], director
     """
     missing = [key for key in ("hidden_size", "num_attention_heads", "intermediate_size") if key not in settings]
     if missing:
-        raise ValueError(f"draft config.json must hold {missing[0]!r}, got {sorted(settings)} in {directory}")
+        raise ValueError(f"draft config.json must hold {missing[0]!r}, got {shown_names(settings)} in {directory}")
     hidden_size, num_heads = whole_number(settings, "hidden_size"), whole_number(settings, "num_attention_heads")
     eps, activation = settings.get("rms_norm_eps", 1e-6), settings.get("hidden_act", "silu")
     if not isinstance(eps, int | float) or isinstance(eps, bool) or eps <= 0:
-        raise ValueError(f"draft config rms_norm_eps must be a positive number, got {eps!r}")
+        raise ValueError(f"draft config rms_norm_eps must be a positive number, got {reprlib.repr(eps)}")
     if not isinstance(activation, str) or activation not in ACT2FN:
-        raise ValueError(f"draft config hidden_act must be an activation of transformers, got {activation!r}")
+        raise ValueError(
+            f"draft config hidden_act must be an activation of transformers, got {reprlib.repr(activation)}"
+        )
     shape = EagleShape(
         hidden_size=hidden_size,
         intermediate_size=whole_number(settings, "intermediate_size"),
@@ -100,12 +104,14 @@ def rope_config(settings: dict[str, Any], shape: EagleShape, context_window: int
         )
         frequencies = LlamaRotaryEmbedding(config).inv_freq
     except UNUSABLE_ROPE as error:
-        raise ValueError(f"draft config must hold rotary settings of transformers, got {given}: {error}") from None
+        raise ValueError(
+            f"draft config must hold rotary settings of transformers, got {reprlib.repr(given)}: {str(error)[:400]}"
+        ) from None
     is_whole = 2 * frequencies.shape[0] == shape.head_dim
     if not is_whole or not bool((frequencies.isfinite() & (frequencies > 0)).all()):
         raise ValueError(
             f"draft config must give finite angles to pairs of {shape.head_dim} numbers, got {frequencies.shape[0]} of "
-            f"{given}"
+            f"{reprlib.repr(given)}"
         )
     return config
 
@@ -115,7 +121,9 @@ def _refuse_partial_rotation(*parts: object) -> None:
     for part in parts:
         factor = part.get(PARTIAL) if isinstance(part, dict) else None
         if factor is not None and factor != 1:
-            raise ValueError(f"draft config {PARTIAL} must be 1, as drafts rotate whole heads, got {factor!r}")
+            raise ValueError(
+                f"draft config {PARTIAL} must be 1, as drafts rotate whole heads, got {reprlib.repr(factor)}"
+            )
 
 
 def whole_number(settings: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -123,5 +131,7 @@ def whole_number(settings: dict[str, Any], key: str, default: int | None = None)
     value = settings.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
-        raise ValueError(f"draft config {key} must be a positive whole number up to {MAX_SIZE}, got {value!r}")
+        raise ValueError(
+            f"draft config {key} must be a positive whole number up to {MAX_SIZE}, got {reprlib.repr(value)}"
+        )
     return value

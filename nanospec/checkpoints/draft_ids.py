@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from nanospec.checkpoints.detect import normalise_names
 from nanospec.checkpoints.draft_vocab_map import read_vocab_map
 from nanospec.checkpoints.files import read_json, read_tensors
+from nanospec.untrusted_files import shown_names
 from nanospec.vocab.static_list import read_static_list
 
 EOS_FILES = ("generation_config.json", "config.json")
@@ -34,7 +35,9 @@ def read_id_list(path: str | Path, vocab_size: int) -> Tensor:
     elif t2d is not None:
         num_rows = int(t2d.ne(0).sum())
     else:
-        raise ValueError(f"{path} must hold a draft with 'd2t' or 't2d' to be a list of ids, got {sorted(tensors)[:8]}")
+        raise ValueError(
+            f"{path} must hold a draft with 'd2t' or 't2d' to be a list of ids, got {shown_names(tensors)}"
+        )
     ids = read_vocab_map(d2t, t2d, num_rows, vocab_size)
     return torch.arange(vocab_size) if ids is None else ids
 

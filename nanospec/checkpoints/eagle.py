@@ -27,6 +27,7 @@ from nanospec.checkpoints.published_names import load_published, published_tenso
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_names
 
 
 def load_eagle_drafter(path: str | Path, target: Target) -> EagleDrafter:
@@ -92,7 +93,7 @@ def _check_against_target(
 ) -> None:
     hidden_size = target.head_weight.shape[1]
     if "fc.weight" not in tensors:
-        raise ValueError(f"draft must be EAGLE-1/2 and hold 'fc.weight', got {sorted(tensors)[:8]} in {directory}")
+        raise ValueError(f"draft must be EAGLE-1/2 and hold 'fc.weight', got {shown_names(tensors)} in {directory}")
     expected = (hidden_size, 2 * hidden_size)
     if tuple(tensors["fc.weight"].shape) != expected:
         raise ValueError(

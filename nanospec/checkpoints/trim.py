@@ -29,6 +29,7 @@ from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.eagle import write_checkpoint
 from nanospec.checkpoints.files import check_weights, read_config, read_tensors, resolve_checkpoint
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_names
 from nanospec.vocab.reduced import head_positions
 from nanospec.vocab.static_list import check_token_ids
 
@@ -91,7 +92,7 @@ def read_draft_head(draft: str | Path, target: Target | None = None) -> DraftHea
     config = read_config(directory)
     family = detect_family(named, config)
     if family not in (Family.EAGLE, Family.EAGLE3):
-        reason = WHY_NOT.get(family, f"its tensors are {sorted(named)[:8]}")
+        reason = WHY_NOT.get(family, f"its tensors are {shown_names(named)}")
         raise NotImplementedError(
             f"draft must be {Family.EAGLE} or {Family.EAGLE3} to be trimmed, got {family} in {directory}: {reason}. "
             "The vocabulary static:FILE drafts from the same rows of any draft"

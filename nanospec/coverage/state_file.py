@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ class StateFile:
         if header != self.settings:
             other = next(key for key in keys if header.get(key) != self.settings.get(key))
             raise ValueError(
-                f"resume must be of a run with the same {other}, {self.settings.get(other)!r}, "
-                f"got {header.get(other)!r} in {path}"
+                f"resume must be of a run with the same {other}, {reprlib.repr(self.settings.get(other))}, "
+                f"got {reprlib.repr(header.get(other))} in {path}"
             )
         if len(complete) < len(content):
             path.write_bytes(complete)
