@@ -31,10 +31,11 @@ def new_file(path: str | Path) -> Iterator[Path]:
 def new_directory(path: str | Path) -> Iterator[Path]:
     """Yields an empty directory beside `path`, which becomes `path` when the block ends without an error.
 
-    Raises ValueError if `path` is there and is not an empty directory.
+    Raises ValueError if `path` is there and is not an empty directory, or is one that cannot be replaced: a link, the
+    current directory, a mount point.
     """
-    path = Path(path)
-    refuse_occupied(path)
+    refuse_occupied(Path(path))
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -49,8 +50,12 @@ def new_directory(path: str | Path) -> Iterator[Path]:
 
 def refuse_occupied(path: Path) -> None:
     """ValueError for what cannot become a new directory."""
+    if path.is_symlink():
+        raise ValueError(f"out must be a new or empty directory, got {path}, which is a link")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"out must be a new or empty directory, got {path}, which is taken")
+    if path.resolve() == Path.cwd() or path.is_mount():
+        raise ValueError(f"out must be a new or empty directory, got {path}, in which this runs or a disk is mounted")
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from nanospec.decoding_step import DecodingStep
 from nanospec.records import DraftTree, Verdict
 from nanospec.step_outcome import StepOutcome
 from nanospec.tree_drafter import cache_rows_needed
+from nanospec.tree_growers import model_of
+from nanospec.weight_places import weight_places
 
 MIN_WIDTH = 256  # rows of a cache that the smallest graph reads
 WIDTHS_PER_OCTAVE = 4
@@ -86,8 +89,9 @@ class StepGraphs(FixedSteps):
 
     The first step of a width runs as it is: that compiles kernels and makes libraries ready, which no capture may do.
     All graphs of one decoder share one pool of memory and one stream of captures, so only the last replay's results are
-    there to be read, and a graph is dropped when the buffers it was captured over are gone. A step's outcome comes to
-    the host by one asynchronous copy, the only thing that the host waits for.
+    there to be read. A graph is dropped when the buffers it was captured over are gone and, from the next request on,
+    when weights of target or drafter lie elsewhere or other adapters act on them. A step's outcome comes to the host by
+    one asynchronous copy, the only thing that the host waits for.
 
     Raises RuntimeError, with the reason, where a step cannot be captured.
     """
@@ -97,8 +101,13 @@ class StepGraphs(FixedSteps):
         self._pool, self._stream = resources
         self._graphs: OrderedDict[int, _Captured | None] = OrderedDict()
         self._captured_over: tuple[tuple[int, torch.Size], ...] = ()
+        self._weights: tuple[Hashable, ...] = ()
         self._on_host = torch.empty(step.outcome.shape, dtype=torch.int64, pin_memory=True)
         self._is_there = torch.cuda.Event()
+
+    def begin(self, root_id: Tensor, state: Tensor, uniforms: Tensor, seen: Tensor | None) -> None:
+        self._forget_other_weights()
+        super().begin(root_id, state, uniforms, seen)
 
     def _run(self, width: int) -> list[int]:
         with torch.cuda.device(self._step.target.device):  # streams and events without a name are the current device's
@@ -149,6 +158,12 @@ class StepGraphs(FixedSteps):
         if captured_over != self._captured_over:
             self._graphs.clear()
             self._captured_over = captured_over
+
+    def _forget_other_weights(self) -> None:
+        weights = weight_places(self._step.target.model, model_of(self._step.drafter))
+        if weights != self._weights:
+            self._graphs.clear()
+            self._weights = weights
 
     def _make_room(self) -> None:
         while len(self._graphs) >= MAX_GRAPHS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -299,9 +300,10 @@ class Target(nn.Module):
 def check_feature_layers(feature_layers: tuple[int, ...], num_layers: int) -> None:
     """Raises ValueError unless they are distinct layers of a model of `num_layers`, TypeError for no whole numbers."""
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in feature_layers):
-        raise TypeError(f"feature_layers must be whole numbers, got {feature_layers}")
+        raise TypeError(f"feature_layers must be whole numbers, got {reprlib.repr(feature_layers)}")
     distinct = len(set(feature_layers)) == len(feature_layers) > 0
     if not distinct or not all(0 <= layer < num_layers for layer in feature_layers):
         raise ValueError(
-            f"feature_layers must be distinct layers between 0 and {num_layers - 1} of the target, got {feature_layers}"
+            f"feature_layers must be distinct layers between 0 and {num_layers - 1} of the target, got "
+            f"{reprlib.repr(feature_layers)}"
         )

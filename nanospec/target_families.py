@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -72,14 +73,14 @@ def refuse_architecture(config: Mapping[str, Any], argument: str = "target") -> 
         text_config = config.get("text_config")
         reason = _reason(config) or (_reason(text_config) if isinstance(text_config, Mapping) else "")
         raise NotImplementedError(
-            f"{argument} model_type must be one of {', '.join(FAMILIES)}, got {model_type!r}{reason}"
+            f"{argument} model_type must be one of {', '.join(FAMILIES)}, got {reprlib.repr(model_type)}{reason}"
         )
 
 
 def _reason(config: Mapping[str, Any]) -> str:
     for key, reason in _REASONS.items():
         if config.get(key):
-            return f" ({key}={config[key]!r}: {reason})"
+            return f" ({key}={reprlib.repr(config[key])}: {reason})"
     return ""
 
 
@@ -91,11 +92,11 @@ def refuse_unsupported(model: PreTrainedModel, compiled_by: str | None = None) -
     if attention not in family.attention:
         raise NotImplementedError(
             f"target attn_implementation of {config.model_type} must be one of {', '.join(family.attention)}, "
-            f"got {attention!r}: other kernels ignore or break tree masks"
+            f"got {reprlib.repr(attention)}: other kernels ignore or break tree masks"
         )
     if getattr(config, "use_bidirectional_attention", None):
         raise NotImplementedError(
-            f"target use_bidirectional_attention must be off, got {config.use_bidirectional_attention!r}: "
+            f"target use_bidirectional_attention must be off, got {reprlib.repr(config.use_bidirectional_attention)}: "
             "a token that sees later ones cannot be decoded before them"
         )
     if any("dynamic" in rope["rope_type"] for rope in _ropes(config)):
@@ -132,11 +133,11 @@ def layer_masks(model: PreTrainedModel) -> LayerMasks:
         kinds = (FULL,) if window is None else (SLIDING,)
     for kind in kinds:
         if kind not in (FULL, SLIDING):
-            raise NotImplementedError(f"target layer_types must be {FULL} or {SLIDING}, got {kind!r}")
+            raise NotImplementedError(f"target layer_types must be {FULL} or {SLIDING}, got {reprlib.repr(kind)}")
     if SLIDING not in kinds:
         return LayerMasks(kinds, None, by_kind)
     if not isinstance(window, int) or window < 1:
-        raise ValueError(f"target sliding_window must be at least 1 where layers slide, got {window!r}")
+        raise ValueError(f"target sliding_window must be at least 1 where layers slide, got {reprlib.repr(window)}")
     return LayerMasks(kinds, window, by_kind)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -11,6 +12,18 @@ MAX_JSON_BYTES = 2**25  # the index of a model of 700 billion parameters has 2^2
 MAX_EXPANSION = 64  # bytes per byte of xz; text gives 4 to 10
 XZ_MEMORY = 2**27  # of the decompressor; the strongest preset wants half
 MAX_DIGITS = 100  # of a number; every float stays convertible
+
+SHOWN_NAMES, SHOWN_LENGTH = 8, 80  # in an error
+
+
+def shown_name(name: str) -> str:
+    """A name that a file gives, as errors show it: 80 characters at most."""
+    return name if len(name) <= SHOWN_LENGTH else name[: SHOWN_LENGTH - 3] + "..."
+
+
+def shown_names(names: Iterable[str]) -> list[str]:
+    """The first eight names, in order, as errors show them."""
+    return [shown_name(name) for name in sorted(names)[:SHOWN_NAMES]]
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

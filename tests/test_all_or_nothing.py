@@ -69,3 +69,38 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
         os.umask(previous)
     written = (tmp_path / "list.txt", tmp_path / "draft" / "weights", tmp_path / "draft")
     assert [path.stat().st_mode & 0o777 for path in written] == [0o644, 0o644, 0o755]
+
+
+def test_a_link_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, place in (("link", "empty"), ("dangling", "none")):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / place, target_is_directory=True)
+        with pytest.raises(ValueError, match="out must be a new or empty directory, .* is a link"), new_directory(link):
+            pass
+        assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "empty", "link"]
+
+
+def test_the_current_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path in (".", tmp_path / "here", "../here"):
+        with pytest.raises(ValueError, match="out must be a new or empty directory, .* this runs"), new_directory(path):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(ValueError, match="or a disk is mounted"), new_directory(tmp_path):
+        pass
+
+
+def test_a_relative_path_through_a_link_is_where_it_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "real")
+    with new_directory("../link/draft") as partial:
+        (partial / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["draft"]

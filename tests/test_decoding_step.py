@@ -14,6 +14,7 @@ import nanospec.step_graphs as step_graphs
 from nanospec import SpeculativeDecoder, TreeShape
 from nanospec.decoder_options import experts_can_be_captured
 from nanospec.decoding_step import DecodingStep
+from nanospec.drafters.joined_drafter import join_prompt_lookup
 from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace
 from nanospec.request import Request
@@ -22,6 +23,7 @@ from nanospec.speculation import SpeculativeLoop
 from nanospec.step_graphs import FixedSteps, StepGraphs, bucketed_width
 from nanospec.token_choice import NonFiniteLogitsError
 from nanospec.tree_drafter import TreeDrafter
+from nanospec.tree_growers import model_of
 from tests.test_tree_drafter import TableDrafter
 from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_target
 
@@ -228,6 +230,41 @@ def test_graphs_are_forgotten_with_the_buffers_they_were_captured_over():
     cache.buffer = cache.buffer[:, :, :, :, :100]
     graphs._forget_other_buffers()
     assert not graphs._graphs
+
+
+@pytest.mark.parametrize("changed", ["target", "drafter", "joined"])
+def test_graphs_are_forgotten_with_the_weights_they_were_captured_over(changed):
+    decoder = pair()
+    if changed == "joined":
+        lookup = join_prompt_lookup(decoder.drafter, decoder.target.device)
+        decoder = SpeculativeDecoder(decoder.target, lookup, "in-context", tree=decoder.tree)
+    loop = fixed_loop(decoder, [1, 2, 3], 4)
+    tokens(loop)
+    step = loop.fixed_steps._step
+    graphs = StepGraphs.__new__(StepGraphs)  # no stream, no capture: the book-keeping alone
+    graphs._step, graphs._graphs, graphs._weights = step, {}, ()
+    request = step.root_id, step.state, step.uniforms, step.seen
+    graphs.begin(*request)
+    graphs._graphs[256] = None
+    graphs.begin(*request)
+    assert 256 in graphs._graphs
+    layers = decoder.target.model.model.layers if changed == "target" else model_of(decoder.drafter).layers
+    down = layers[0].get_submodule("mlp.down_proj" if changed == "target" else "down_proj")
+    down.weight = torch.nn.Parameter(down.weight + 1, requires_grad=False)
+    graphs.begin(*request)
+    assert not graphs._graphs
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: captures and replays CUDA graphs")
+def test_a_request_after_a_change_of_weights_replays_no_graph_of_before(monkeypatch):
+    monkeypatch.setattr(step_graphs, "MIN_WIDTH", 32)
+    target = tiny_target(4, dtype=torch.float32).cuda()
+    decoder = SpeculativeDecoder(target, tiny_drafter(target, 2, std=0.02), tree=TreeShape(3, 3, 10), capacity=30)
+    before = decoder.generate([1, 2, 3], max_new_tokens=60).token_ids
+    down = target.model.model.layers[0].mlp.down_proj
+    down.weight = torch.nn.Parameter(torch.randn_like(down.weight), requires_grad=False)
+    expected = decoder.generate_autoregressive([1, 2, 3], max_new_tokens=60).token_ids
+    assert decoder.generate([1, 2, 3], max_new_tokens=60).token_ids == expected != before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: captures and replays CUDA graphs")

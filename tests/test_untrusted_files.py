@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanospec.untrusted_files import MAX_DIGITS, parse_json, read_bytes, read_json_file
+from nanospec.untrusted_files import MAX_DIGITS, parse_json, read_bytes, read_json_file, shown_name, shown_names
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,12 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(ValueError, match=r"a.json must be JSON in UTF-8"):
         read_json_file(tmp_path / "a.json")
+
+
+def test_names_in_errors_are_few_and_short():
+    assert shown_name("a" * 80) == "a" * 80
+    assert shown_name("a" * 81) == "a" * 77 + "..."
+    assert shown_names({"b", "a"}) == ["a", "b"]
+    assert shown_names(f"{number}{'x' * 99}" for number in range(10, 30)) == [
+        f"{number}{'x' * 75}..." for number in range(10, 18)
+    ]

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from nanospec.untrusted_files import parse_json
+from nanospec.calibration.line_cuts import NO_CUTS, LineCuts
+from nanospec.untrusted_files import parse_json, shown_names
 
 STANDARD_INPUT = "-"
 FORMAT_OF = {".txt": "text", ".jsonl": "jsonl"}
@@ -59,11 +60,12 @@ class TextSource:
         """Of the file as it lies on the disk, compressed or not."""
         return self._raw.tell() if self.total_bytes is not None else 0
 
-    def texts(self) -> Iterator[str]:
-        """The texts, once. Raises ValueError naming the corpus, and the line where there is one, for what is damaged,
-        is not UTF-8 or lacks the field."""
+    def texts(self, cuts: LineCuts = NO_CUTS) -> Iterator[str]:
+        """The texts, once; plain lines in pieces that begin where `cuts` allows it, or after 2^20 characters. Raises
+        ValueError naming the corpus, and the line where there is one, for what is damaged, is not UTF-8 or lacks the
+        field."""
         try:
-            yield from _joined_lines(self._stream) if self.format == "text" else self._fields()
+            yield from _joined_lines(self._stream, cuts) if self.format == "text" else self._fields()
         except _DAMAGED as error:
             raise ValueError(f"{self.name} must be a whole compressed file: {error}") from None
         except UnicodeDecodeError as error:
@@ -77,8 +79,7 @@ class TextSource:
             if len(line) > MAX_RECORD:
                 raise ValueError(f"{place}: must have at most {MAX_RECORD} bytes, got more")
             if line.strip():
-                record = parse_json((line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode(), f"{place}:")
-                yield from _strings(record, self.field, place)
+                yield from _strings(parse_json(_decoded(line, number, place), f"{place}:"), self.field, place)
 
 
 def _checked_format(path: Path, format: str | None) -> str:
@@ -103,17 +104,26 @@ def _decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
     return gzip.open(raw) if suffix == ".gz" else raw  # type: ignore[return-value]  # it reads bytes
 
 
-def _joined_lines(stream: IO[bytes]) -> Iterator[str]:
-    """Lines with their line breaks, each with the blank or indented ones after it: tokenizers break there anyway, and
-    so the ids of the pieces are those of the whole.
+def _decoded(line: bytes, number: int, place: str) -> str:
+    try:
+        return (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: must be UTF-8 text: {error}") from None
 
-    Pieces longer than `MAX_LINE` are cut wherever that is. Example: "a\\n\\n b\\nc" gives "a\\n\\n b\\n" and "c".
+
+def _joined_lines(stream: IO[bytes], cuts: LineCuts) -> Iterator[str]:
+    """Lines with their line breaks, each with those after it that it may not be cut from: blank or indented ones, and
+    more by `cuts`.
+
+    A piece of `MAX_LINE` characters ends with its line, or within one that is longer. Example, with both cuts:
+    "a\\n\\n b\\nc" gives "a\\n\\n b\\n" and "c".
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     piece, begins_line = "", True
     while line := stream.readline(MAX_LINE):
         text = decoder.decode(line)
-        if piece and (len(piece) >= MAX_LINE or (begins_line and not text[:1].isspace())):
+        may_cut = begins_line and not text[:1].isspace() and cuts.may_cut_after(piece)
+        if piece and (len(piece) >= MAX_LINE or may_cut):
             yield piece
             piece = ""
         piece, begins_line = piece + text, line.endswith(b"\n")
@@ -126,7 +136,7 @@ def _strings(record: Any, field: str, place: str) -> Iterator[str]:
     if not isinstance(record, dict):
         raise ValueError(f"{place}: must be a JSON object, got {type(record).__name__}")
     if field not in record:
-        raise ValueError(f"{place}: must have the field {field!r}, got the keys {sorted(record)[:8]}")
+        raise ValueError(f"{place}: must have the field {field!r}, got the keys {shown_names(record)}")
     values = record[field] if isinstance(record[field], list) else [record[field]]
     for value in values:
         if not isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from hashlib import blake2b
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanospec.all_or_nothing import new_file
+from nanospec.untrusted_files import parse_json
 
 
 class TokenCounts(NamedTuple):
@@ -75,14 +77,20 @@ def load_counts(path: Path, vocab_size: int, settings: Mapping[str, Any]) -> Tok
     try:
         with safe_open(path, framework="pt") as file:
             about, counts = file.metadata() or {}, file.get_tensor("counts")
-        found = json.loads(about["settings"])
+        found = parse_json(about["settings"], "its settings")
         counted = TokenCounts(counts, int(about["num_texts"]), about["digest"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} must be the state of a count, got {error}: delete it to begin anew") from None
+    if not isinstance(found, dict) or counts.dtype != torch.int64 or bool((counts < 0).any()) or counted.num_texts < 0:
+        raise ValueError(
+            f"{path} must be the state of a count, with settings by name and int64 counts from 0, got "
+            f"{type(found).__name__} and {counts.dtype} after {counted.num_texts} texts: delete it to begin anew"
+        )
     for name, value in settings.items():
         if found.get(name) != value:
             raise ValueError(
-                f"{path} must be of a count with {name} {value!r}, got {found.get(name)!r}: delete it to begin anew"
+                f"{path} must be of a count with {name} {value!r}, got {reprlib.repr(found.get(name))}: "
+                "delete it to begin anew"
             )
     if counts.shape != (vocab_size,):
         raise ValueError(f"{path} must hold counts of {vocab_size} ids, got shape {tuple(counts.shape)}")

@@ -10,6 +10,7 @@ from nanospec.checkpoints.files import resolve_checkpoint
 from nanospec.checkpoints.target import load_language_model, load_model_skeleton, load_tokenizer
 from nanospec.drafters.causal_lm import CausalLMDrafter
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_name
 
 MAX_PADDING = 1024  # ids by which two heads over one tokenizer may differ: their sizes are rounded up to some multiple
 
@@ -73,8 +74,8 @@ def check_same_tokens(target: PreTrainedTokenizerBase, draft: PreTrainedTokenize
     for token_id in shared:
         if tokens[token_id] != own_tokens[token_id]:
             raise ValueError(
-                f"draft must have the target's tokenizer: id {token_id} is {tokens[token_id]!r} in the target and "
-                f"{own_tokens[token_id]!r} in {source}"
+                f"draft must have the target's tokenizer: id {token_id} is {shown_name(tokens[token_id])!r} in the "
+                f"target and {shown_name(own_tokens[token_id])!r} in {source}"
             )
     if not shared:
         raise ValueError(f"draft must have the target's tokenizer, got one that shares no id with it in {source}")

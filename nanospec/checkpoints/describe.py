@@ -29,6 +29,7 @@ from nanospec.checkpoints.target import load_target_skeleton, load_tokenizer
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_names
 
 OPTIONAL_PARTS = {
     "fc.bias": "fc.bias",
@@ -104,7 +105,7 @@ def describe_checkpoint(path: str | Path, target: str | Path | None = None) -> C
         num_layers = count_layers(tensors)
         tensors = {name: tensor for name, tensor in tensors.items() if is_mtp_name(name, num_layers)}
     if family == Family.UNKNOWN:
-        problems.append(f"its tensors are of no known family: {sorted(tensors)[:8]}")
+        problems.append(f"its tensors are of no known family: {shown_names(tensors)}")
     feature_layers: list[int] | str | None = (
         _feature_layers(layer_settings(config)) if family == Family.EAGLE3 else None
     )

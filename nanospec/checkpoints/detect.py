@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from nanospec.target_families import FAMILIES
+from nanospec.untrusted_files import shown_name
 
 # Of wrappers, in any order and number; `language_model.` is the part of a model for text and images that drafts.
 PREFIX = re.compile(r"^(?:(?:module|draft_model|medusa_heads?|language_model|model)\.)+")
@@ -47,7 +48,9 @@ def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         new_name = normalise_name(name)
         if new_name in normalised:
-            raise ValueError(f"checkpoint must hold {new_name[:200]!r} once, got it again as {name[:200]!r}")
+            raise ValueError(
+                f"checkpoint must hold {shown_name(new_name)!r} once, got it again as {shown_name(name)!r}"
+            )
         normalised[new_name] = tensor
     return normalised
 

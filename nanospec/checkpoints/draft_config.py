@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,15 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanospec.checkpoints.detect import count_layers
 from nanospec.drafters.eagle import EagleShape
+from nanospec.untrusted_files import shown_names
 
 MAX_LAYERS, MAX_HEAD_DIM = 2**10, 2**14
 MAX_SIZE = 2**24  # no draft is wider; what a damaged config claims stays countable
+# What transformers raises for rotary settings that are none.
+UNUSABLE_ROPE = (
+    StrictDataclassError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+)  # fmt: skip
+PARTIAL = "partial_rotary_factor"
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
@@ -35,13 +42,15 @@ def read_shape(settings: dict[str, Any], tensors: Mapping[str, Tensor], director
     """
     missing = [key for key in ("hidden_size", "num_attention_heads", "intermediate_size") if key not in settings]
     if missing:
-        raise ValueError(f"draft config.json must hold {missing[0]!r}, got {sorted(settings)} in {directory}")
+        raise ValueError(f"draft config.json must hold {missing[0]!r}, got {shown_names(settings)} in {directory}")
     hidden_size, num_heads = whole_number(settings, "hidden_size"), whole_number(settings, "num_attention_heads")
     eps, activation = settings.get("rms_norm_eps", 1e-6), settings.get("hidden_act", "silu")
     if not isinstance(eps, int | float) or isinstance(eps, bool) or eps <= 0:
-        raise ValueError(f"draft config rms_norm_eps must be a positive number, got {eps!r}")
+        raise ValueError(f"draft config rms_norm_eps must be a positive number, got {reprlib.repr(eps)}")
     if not isinstance(activation, str) or activation not in ACT2FN:
-        raise ValueError(f"draft config hidden_act must be an activation of transformers, got {activation!r}")
+        raise ValueError(
+            f"draft config hidden_act must be an activation of transformers, got {reprlib.repr(activation)}"
+        )
     shape = EagleShape(
         hidden_size=hidden_size,
         intermediate_size=whole_number(settings, "intermediate_size"),
@@ -80,9 +89,11 @@ def _check_bounds(shape: EagleShape) -> None:
 def rope_config(settings: dict[str, Any], shape: EagleShape, context_window: int) -> LlamaConfig:
     """Rotary settings of the draft: its own keys, or the Llama default (base 10000), never the target's.
 
-    Raises ValueError for settings that transformers does not know or that give no angles.
+    Raises ValueError for settings that transformers does not know or that give no angles, and for angles of a part of
+    a head only.
     """
     given = {key: settings[key] for key in ROPE_KEYS if settings.get(key) is not None}
+    _refuse_partial_rotation(settings, *(given.get(key) for key in ROPE_KEYS))
     try:
         config = LlamaConfig(
             hidden_size=shape.hidden_size,
@@ -92,11 +103,27 @@ def rope_config(settings: dict[str, Any], shape: EagleShape, context_window: int
             **given,
         )
         frequencies = LlamaRotaryEmbedding(config).inv_freq
-    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"draft config must hold rotary settings of transformers, got {given}: {error}") from None
-    if shape.head_dim % 2 or not bool((frequencies.isfinite() & (frequencies > 0)).all()):
-        raise ValueError(f"draft config must give finite angles to pairs of {shape.head_dim} numbers, got {given}")
+    except UNUSABLE_ROPE as error:
+        raise ValueError(
+            f"draft config must hold rotary settings of transformers, got {reprlib.repr(given)}: {str(error)[:400]}"
+        ) from None
+    is_whole = 2 * frequencies.shape[0] == shape.head_dim
+    if not is_whole or not bool((frequencies.isfinite() & (frequencies > 0)).all()):
+        raise ValueError(
+            f"draft config must give finite angles to pairs of {shape.head_dim} numbers, got {frequencies.shape[0]} of "
+            f"{reprlib.repr(given)}"
+        )
     return config
+
+
+def _refuse_partial_rotation(*parts: object) -> None:
+    """ValueError for heads of which a part stays as it is: drafts of these formats rotate whole heads."""
+    for part in parts:
+        factor = part.get(PARTIAL) if isinstance(part, dict) else None
+        if factor is not None and factor != 1:
+            raise ValueError(
+                f"draft config {PARTIAL} must be 1, as drafts rotate whole heads, got {reprlib.repr(factor)}"
+            )
 
 
 def whole_number(settings: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -104,5 +131,7 @@ def whole_number(settings: dict[str, Any], key: str, default: int | None = None)
     value = settings.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
-        raise ValueError(f"draft config {key} must be a positive whole number up to {MAX_SIZE}, got {value!r}")
+        raise ValueError(
+            f"draft config {key} must be a positive whole number up to {MAX_SIZE}, got {reprlib.repr(value)}"
+        )
     return value

@@ -17,6 +17,7 @@ from nanospec.checkpoints.mtp import load_mtp_drafter, own_checkpoint
 from nanospec.drafters.drafter import Drafter
 from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_names
 
 LOADED = ", ".join(family.value for family in Family if family != Family.UNKNOWN)
 
@@ -52,7 +53,7 @@ def load_drafter(
     if family == Family.MTP:
         return load_mtp_drafter(directory, target)
     if family == Family.UNKNOWN:
-        raise ValueError(f"draft must be one of {LOADED}, got tensors {sorted(specs)[:8]} in {directory}")
+        raise ValueError(f"draft must be one of {LOADED}, got tensors {shown_names(specs)} in {directory}")
     tensors = normalise_names(read_tensors(directory))
     if family == Family.EAGLE3:
         return build_eagle3_drafter(directory, read_config(directory), tensors, target, feature_layers)

@@ -27,6 +27,7 @@ from nanospec.checkpoints.published_names import load_published, published_tenso
 from nanospec.drafters.eagle import EagleDrafter
 from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_names
 
 
 def load_eagle_drafter(path: str | Path, target: Target) -> EagleDrafter:
@@ -68,11 +69,23 @@ def save_eagle_drafter(drafter: EagleDrafter, directory: Path, config: dict[str,
 
 
 def write_checkpoint(directory: str | Path, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
-    """Writes model.safetensors and config.json into `directory`, which need not exist."""
+    """Writes model.safetensors and config.json into `directory`, which need not exist. Tensors that share memory are
+    written each as its own."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors")
+    save_file(_apart(tensors), directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and none on memory of another: safetensors writes no others."""
+    apart = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    end = 0
+    for name, tensor in sorted(apart.items(), key=lambda item: item[1].data_ptr()):
+        begin, length = tensor.data_ptr(), tensor.nbytes
+        apart[name] = tensor.clone() if begin < end else tensor
+        end = max(end, begin + length)
+    return apart
 
 
 def _check_against_target(
@@ -80,7 +93,7 @@ def _check_against_target(
 ) -> None:
     hidden_size = target.head_weight.shape[1]
     if "fc.weight" not in tensors:
-        raise ValueError(f"draft must be EAGLE-1/2 and hold 'fc.weight', got {sorted(tensors)[:8]} in {directory}")
+        raise ValueError(f"draft must be EAGLE-1/2 and hold 'fc.weight', got {shown_names(tensors)} in {directory}")
     expected = (hidden_size, 2 * hidden_size)
     if tuple(tensors["fc.weight"].shape) != expected:
         raise ValueError(

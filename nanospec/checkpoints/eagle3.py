@@ -8,6 +8,7 @@ q_norm and k_norm, further layers, embed_tokens.weight (the target's is used whe
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def read_feature_layers(settings: dict[str, Any], num_layers: int) -> tuple[Any,
     if given is None:
         return default_feature_layers(num_layers)
     if not isinstance(given, list) or not all(isinstance(layer, int) for layer in given):
-        raise ValueError(f"draft config {AUX_LAYERS} must be a list of whole numbers, got {given!r}")
+        raise ValueError(f"draft config {AUX_LAYERS} must be a list of whole numbers, got {reprlib.repr(given)}")
     return tuple(given) if own is not None else tuple(layer + 1 for layer in given)
 
 
@@ -111,6 +112,8 @@ def _head(
             )
         return own.shape[0], own.shape[0]
     d2t = tensors.get("d2t")
+    if d2t is not None and d2t.dim() != 1:
+        raise ValueError(f"draft d2t must be 1-D, an offset per row of the draft's head, got shape {tuple(d2t.shape)}")
     num_rows = target.vocab_size if d2t is None else d2t.shape[0]
     if num_rows != target.vocab_size or hidden_size != target.head_weight.shape[1]:
         raise ValueError(
@@ -131,5 +134,5 @@ def _flag(settings: dict[str, Any], key: str, default: bool) -> bool:
     value = settings.get(key)
     value = default if value is None else value
     if not isinstance(value, bool):
-        raise ValueError(f"draft config {key} must be true or false, got {value!r}")
+        raise ValueError(f"draft config {key} must be true or false, got {reprlib.repr(value)}")
     return value

@@ -15,14 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanospec.torch_archive import load_torch_archive
-from nanospec.untrusted_files import read_json_file
+from nanospec.untrusted_files import read_json_file, shown_name, shown_names
 
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 # In order of preference; the last two hold Medusa heads.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "medusa_lm_head.safetensors", "medusa_lm_head.pt")
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MAX_NAME = 255  # of a file
-SHOWN = 8  # names of tensors in an error
 # What the reader of safetensors raises for a damaged file, or one that claims what no tensor can be.
 _UNREADABLE = (SafetensorError, RuntimeError, ValueError, LookupError, OSError, TypeError, ArithmeticError, MemoryError)
 _DTYPES = {
@@ -33,8 +32,9 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def resolve_checkpoint(path: str | Path, argument: str, weights: bool = True) -> Path:
-    """A local directory, or the local copy of a hub id, without its weights where they are not needed.
+def resolve_checkpoint(path: str | Path, argument: str, weights: bool = True, revision: str | None = None) -> Path:
+    """A local directory, or the local copy of a hub id, without its weights where they are not needed, at a revision
+    where one is named.
 
     All that is in it are regular files and directories of its own. FileNotFoundError names `argument` and what was
     given; ValueError an entry that is a pipe or a device, or a link that leads elsewhere.
@@ -47,9 +47,10 @@ def resolve_checkpoint(path: str | Path, argument: str, weights: bool = True) ->
         raise FileNotFoundError(f"{argument} must be a checkpoint directory or a hub id, got {str(path)!r}")
     try:
         patterns = [*SMALL_FILES, "*.safetensors"] if weights else list(SMALL_FILES)
-        directory = Path(snapshot_download(str(path), allow_patterns=patterns))
+        directory = Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
         if weights and not any(directory.glob("*.safetensors")):
-            directory = Path(snapshot_download(str(path), allow_patterns=[*SMALL_FILES, "*.bin", "*.pt"]))
+            patterns = [*SMALL_FILES, "*.bin", "*.pt"]
+            directory = Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"{argument} must be a checkpoint directory or a reachable hub id, got {str(path)!r}: {error}"
@@ -112,24 +113,22 @@ def read_tensors(
         for name, tensor in _read_weight_file(first.parent / shard, specs_only, wanted).items():
             if name in held:
                 raise ValueError(
-                    f"{first} must list shards that hold {name!r} once, got it in {held[name]} and {shard}"
+                    f"{first} must list shards that hold {shown_name(name)!r} once, got it in {held[name]} and {shard}"
                 )
             tensors[name], held[name] = tensor, shard
-    missing, unlisted = sorted(places.keys() - held.keys()), sorted(held.keys() - places.keys())
+    missing, unlisted = shown_names(places.keys() - held.keys()), shown_names(held.keys() - places.keys())
     if missing or unlisted:
-        raise ValueError(
-            f"{first} must list what its shards hold: missing {missing[:SHOWN]}, not listed {unlisted[:SHOWN]}"
-        )
+        raise ValueError(f"{first} must list what its shards hold: missing {missing}, not listed {unlisted}")
     misplaced = [name for name, shard in held.items() if places[name] != shard]
     if misplaced:
-        raise ValueError(f"{first} must list the shard of {misplaced[0]!r}: {held[misplaced[0]]}")
+        raise ValueError(f"{first} must list the shard of {shown_name(misplaced[0])!r}: {held[misplaced[0]]}")
     return tensors
 
 
 def name_difference(expected: Set[str], found: Set[str]) -> str:
     """What an error says of two sets of tensors: the first of each that the other lacks. Empty if they are one set."""
-    missing, unused = sorted(expected - found), sorted(found - expected)
-    return f"missing tensors {missing[:SHOWN]}, unused tensors {unused[:SHOWN]}" if missing or unused else ""
+    missing, unused = shown_names(expected - found), shown_names(found - expected)
+    return f"missing tensors {missing}, unused tensors {unused}" if missing or unused else ""
 
 
 def has_weights(directory: Path) -> bool:
@@ -156,9 +155,9 @@ def _read_index(path: Path) -> dict[str, str]:
     for shard in places.values():
         if not isinstance(shard, str) or not is_file_name(shard) or not shard.endswith((".safetensors", ".bin")):
             raise ValueError(f"{path} must list shards by file name, got {reprlib.repr(shard)}")
-    missing = sorted({shard for shard in places.values() if not (path.parent / shard).is_file()})
+    missing = shown_names({shard for shard in places.values() if not (path.parent / shard).is_file()})
     if missing:
-        raise FileNotFoundError(f"checkpoint must hold all shards that {path.name} lists, missing {missing[:SHOWN]}")
+        raise FileNotFoundError(f"checkpoint must hold all shards that {path.name} lists, missing {missing}")
     return places
 
 
@@ -213,10 +212,12 @@ def check_weights(tensors: Mapping[str, Tensor], source: Path | str) -> None:
     NaN or an infinity."""
     for name, tensor in tensors.items():
         if tensor.dim() not in (1, 2):
-            raise ValueError(f"weights must be vectors or matrices, got {tuple(tensor.shape)} in {name!r} of {source}")
+            raise ValueError(
+                f"weights must be vectors or matrices, got {tuple(tensor.shape)} in {shown_name(name)!r} of {source}"
+            )
         if tensor.dtype not in WEIGHT_DTYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
-            raise ValueError(f"weights must be {names}, got {tensor.dtype} in {name!r} of {source}")
+            raise ValueError(f"weights must be {names}, got {tensor.dtype} in {shown_name(name)!r} of {source}")
     check_finite(tensors, source)
 
 
@@ -225,4 +226,4 @@ def check_finite(tensors: Mapping[str, Tensor], source: Path | str) -> None:
     for name, tensor in tensors.items():
         values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 has no isfinite
         if tensor.is_floating_point() and not bool(values.isfinite().all()):
-            raise ValueError(f"weights must be finite, got NaN or infinity in {name!r} of {source}")
+            raise ValueError(f"weights must be finite, got NaN or infinity in {shown_name(name)!r} of {source}")

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from nanospec.checkpoints.detect import count_layers, normalise_names
 from nanospec.checkpoints.files import is_file_name, read_json
 from nanospec.checkpoints.tokenizer import MAX_TOKENIZER_BYTES
+from nanospec.untrusted_files import shown_name
 
 log = logging.getLogger(__name__)
 MAX_LAYERS = 2**10
@@ -86,7 +87,9 @@ def check_layers_are_stored(config: PreTrainedConfig, specs: Mapping[str, Tensor
         return
     for name, tensor in specs.items():
         if not tensor.is_floating_point():
-            raise ValueError(f"{argument} weights must be floating-point numbers, got {tensor.dtype} in {name[:200]!r}")
+            raise ValueError(
+                f"{argument} weights must be floating-point numbers, got {tensor.dtype} in {shown_name(name)!r}"
+            )
 
 
 def check_size_is_stored(skeleton: PreTrainedModel, specs: Mapping[str, Tensor], argument: str) -> None:

@@ -25,6 +25,7 @@ from nanospec.checkpoints.files import check_weights, name_difference, read_conf
 from nanospec.drafters.medusa import MedusaDrafter, MedusaShape
 from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_names
 
 TOKEN_MAP, SHARED = "token_map", "lm_head.weight"
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -104,7 +105,7 @@ def _read_layout(tensors: Mapping[str, Tensor], directory: Path) -> _Layout:
     own_outputs = {match[1] for name in tensors if (match := naming.output.fullmatch(name))}
     heads, num_layers = {head for head, _, _ in parts} | own_outputs, len({layer for _, layer, _ in parts})
     if not heads:
-        raise ValueError(f"draft must hold Medusa heads, got tensors {sorted(tensors)[:8]} in {directory}")
+        raise ValueError(f"draft must hold Medusa heads, got tensors {shown_names(tensors)} in {directory}")
     if len(heads) * num_layers > 2 * len(tensors):  # before as many names are made
         raise ValueError(
             f"draft {directory} must hold a block per head and layer, got {len(tensors)} tensors of {len(heads)} heads "

@@ -26,6 +26,7 @@ from nanospec.checkpoints.detect import Family, detect_family, normalise_name, n
 from nanospec.checkpoints.files import check_weights, name_difference, read_tensors, resolve_checkpoint
 from nanospec.drafters.mtp import NATIVE_MTP, MtpDrafter
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_name, shown_names
 
 EMBEDDING, HEAD = "embed_tokens.weight", "shared_head.head.weight"
 # Beginnings of names in a module of ours -> those of the first column, and of the second.
@@ -38,11 +39,13 @@ EXPERTS = {"experts.gate_up_proj": ("gate_proj", "up_proj"), "experts.down_proj"
 
 
 def own_checkpoint(target: Target) -> Path:
-    """The directory that the target was read from. ValueError for one that was made in memory."""
-    source = target.model.config.name_or_path
+    """The directory that the target was read from, of a hub id at the target's own commit. ValueError for one that was
+    made in memory."""
+    config = target.model.config
+    source = config.name_or_path
     if not source:
         raise ValueError(f"draft {NATIVE_MTP!r} needs a target that was read from a checkpoint, got one made in memory")
-    return resolve_checkpoint(source, "target")
+    return resolve_checkpoint(source, "target", revision=getattr(config, "_commit_hash", None))
 
 
 def load_mtp_drafter(path: str | Path, target: Target) -> MtpDrafter:
@@ -98,12 +101,16 @@ def _own_part(name: str, shared: Tensor, tensors: dict[str, Tensor], num_modules
     stored = {key: tensors.pop(key) for key in sorted(tensors) if re.fullmatch(rf"layers\.\d+\.{re.escape(name)}", key)}
     for key, tensor in stored.items():
         if tensor.shape != shared.shape:
-            raise ValueError(f"draft tensor {key!r} must have shape {tuple(shared.shape)}, got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"draft tensor {shown_name(key)!r} must have shape {tuple(shared.shape)}, got {tuple(tensor.shape)}"
+            )
     if shared.is_meta:
         return None
     own = [part for part in stored.values() if not torch.equal(part.to(shared.device, shared.dtype), shared)]
     if own and (len(own) < num_modules or any(not torch.equal(part, own[0]) for part in own)):
-        raise NotImplementedError(f"MTP modules must all have the same {name}, got different ones in {[*stored]}")
+        raise NotImplementedError(
+            f"MTP modules must all have the same {name}, got different ones in {shown_names(stored)}"
+        )
     return own[0] if own else None
 
 

@@ -31,6 +31,7 @@ from nanospec.checkpoints.mtp import is_mtp_name
 from nanospec.checkpoints.tokenizer import load_compressed_tokenizer, tokenizer_errors
 from nanospec.target import Target
 from nanospec.target_families import FAMILIES, refuse_architecture
+from nanospec.untrusted_files import shown_names
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -157,13 +158,15 @@ def _load_model(directory: Path, dtype: torch.dtype | None, attention: str, argu
             )  # fmt: skip
     except _UNUSABLE as error:
         raise _unusable(directory, argument, error) from error
-    missing = sorted(report["missing_keys"])
+    missing = shown_names(report["missing_keys"])
     num_layers = model.config.get_text_config().num_hidden_layers
-    unused = sorted(name for name in report["unexpected_keys"] if not is_mtp_name(normalise_name(name), num_layers))
+    unused = shown_names(
+        name for name in report["unexpected_keys"] if not is_mtp_name(normalise_name(name), num_layers)
+    )
     if missing:
-        raise ValueError(f"{argument} {directory} must hold all its weights, missing {missing[:8]}")
+        raise ValueError(f"{argument} {directory} must hold all its weights, missing {missing}")
     if unused:
-        raise ValueError(f"{argument} {directory} must hold its weights alone, got others too: {unused[:8]}")
+        raise ValueError(f"{argument} {directory} must hold its weights alone, got others too: {unused}")
     if model.dtype not in WEIGHT_DTYPES:
         raise ValueError(f"{argument} config dtype must be one of {', '.join(DTYPES)}, got {model.dtype}")
     return model

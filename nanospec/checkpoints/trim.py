@@ -29,6 +29,7 @@ from nanospec.checkpoints.drafter import load_drafter
 from nanospec.checkpoints.eagle import write_checkpoint
 from nanospec.checkpoints.files import check_weights, read_config, read_tensors, resolve_checkpoint
 from nanospec.target import Target
+from nanospec.untrusted_files import shown_names
 from nanospec.vocab.reduced import head_positions
 from nanospec.vocab.static_list import check_token_ids
 
@@ -91,7 +92,7 @@ def read_draft_head(draft: str | Path, target: Target | None = None) -> DraftHea
     config = read_config(directory)
     family = detect_family(named, config)
     if family not in (Family.EAGLE, Family.EAGLE3):
-        reason = WHY_NOT.get(family, f"its tensors are {sorted(named)[:8]}")
+        reason = WHY_NOT.get(family, f"its tensors are {shown_names(named)}")
         raise NotImplementedError(
             f"draft must be {Family.EAGLE} or {Family.EAGLE3} to be trimmed, got {family} in {directory}: {reason}. "
             "The vocabulary static:FILE drafts from the same rows of any draft"
@@ -172,7 +173,7 @@ def _head_of_target(target: Target | None, directory: Path) -> Tensor:
 def _vocab_size(config: dict[str, Any], named: dict[str, Tensor], target: Target | None) -> int:
     """V, by the target, the mask of ids, the embedding or the config."""
     sizes = [target.vocab_size] if target is not None else []
-    sizes += [named[name].shape[0] for name in ("t2d", EMBEDDING) if name in named]
+    sizes += [named[name].shape[0] for name in ("t2d", EMBEDDING) if name in named and named[name].dim()]
     stated = layer_settings(config).get("vocab_size")
     sizes += [stated] if isinstance(stated, int) else []
     if not sizes:

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from nanospec.calibration.token_counts import TokenCounts
 
 STATE_SUFFIX = ".counting"
+LARGE_PIECES = (
+    "note: this tokenizer gives lines other ids alone than inside a text, so text is counted in pieces of 2^20 "
+    "characters; where documents are to be counted apart, give JSON lines"
+)
 SIZES = tuple(1 << power for power in range(10, 18))  # of the lists whose coverage is told
 
 
@@ -139,16 +143,21 @@ def _count_corpus(
     corpus: str, tokenizer: str | None, format: str | None, field: str, state: Path
 ) -> tuple[TokenCounts, list[int]]:
     from nanospec.calibration.counting import count_ids, tokenized_by
+    from nanospec.calibration.line_cuts import find_line_cuts
     from nanospec.calibration.text_source import TextSource
 
     with TextSource(corpus, format, field) as source:
         with busy("loading"):
             loaded, kept = _load_tokenizer(tokenizer)
+        ids_of = tokenized_by(loaded)
+        cuts = find_line_cuts(lambda text: ids_of([text], 0)[0])
+        if source.format == "text" and not cuts.after_text:
+            typer.echo(LARGE_PIECES, err=True)
         settings = {"tokenizer": tokenizer, "format": source.format, "field": field}
         with amount_bar("counting", source.total_bytes, "texts") as show:
             counted = count_ids(
-                source.texts(),
-                tokenized_by(loaded),
+                source.texts(cuts),
+                ids_of,
                 max(loaded.get_vocab().values()) + 1,
                 state,
                 settings,
@@ -180,8 +189,8 @@ def _count_generated(
     load: dict[str, Any],
     state: Path,
 ) -> tuple[TokenCounts, list[int]]:
-    """One prompt at a time, so that none is generated from twice. The draft does not count: the tokens are the
-    target's own."""
+    """One prompt at a time, so that none is generated from twice. Draft and device are settings of the count: in bf16
+    and fp16 a near-tie may fall either way, by the rows of the trees and by the kernels."""
     from nanospec.calibration.counting import count_ids, generated_by
     from nanospec.checkpoints.draft_ids import special_ids
 
@@ -189,7 +198,8 @@ def _count_generated(
     drafter = PROMPT_LOOKUP if target is not None and draft is None else draft
     decoder = load_decoder(target, drafter, vocab="in-context", tree=None, **load)
     encoded = encode_prompts(decoder, read)
-    settings = {"target": target, "seed": seed, **sampling, "dtype": load["dtype"]}
+    place = {"dtype": load["dtype"], "device": str(decoder.target.device)}
+    settings = {"target": target, "draft": drafter, "seed": seed, **sampling, **place}
     with amount_bar("generating", len(read), "prompts") as show:
         counted = count_ids(
             [prompt.text for prompt in read],

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nanospec.untrusted_files import parse_json, read_stream
+from nanospec.untrusted_files import parse_json, read_stream, shown_names
 
 MAX_PROMPT_BYTES = 2**26  # of a file: a hundred prompts of 100,000 tokens each take half
 
@@ -76,7 +76,7 @@ def text_of(record: Any, place: str) -> str:
         turns = record["turns"]
         field, prompt = "the first of turns", turns[0] if isinstance(turns, list) and turns else turns
     else:
-        raise ValueError(f"{place}: must have `prompt` or `turns`, got the keys {sorted(record)[:8]}")
+        raise ValueError(f"{place}: must have `prompt` or `turns`, got the keys {shown_names(record)}")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"{place}: {field} must be a non-empty string, got {reprlib.repr(prompt)}")
     return prompt

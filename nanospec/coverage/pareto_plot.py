@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanospec.all_or_nothing import new_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -83,11 +85,9 @@ def new_figure() -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """As SVG or PNG, by the file's name; the same figure gives the same bytes."""
+    """As SVG or PNG, by the file's name, whole or not at all; the same figure gives the same bytes."""
     import matplotlib
 
-    partial = path.with_name(f"{path.name}.partial")
     suffix = path.suffix.lower().removeprefix(".")
-    with matplotlib.rc_context({"svg.hashsalt": "nanospec"}):
+    with new_file(path) as partial, matplotlib.rc_context({"svg.hashsalt": "nanospec"}):
         figure.savefig(partial, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
-    partial.replace(path)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanospec.all_or_nothing import new_file
-from nanospec.untrusted_files import parse_json
+from nanospec.untrusted_files import parse_json, shown_names
 from nanospec.vocab.router import NUM_SAMPLED_ROWS, Router
 
 FORMAT = {"format": "nanospec-router", "version": "1"}
@@ -81,7 +81,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         if {key: metadata.get(key) for key in FORMAT} != FORMAT:
-            raise ValueError(f"its metadata must say {FORMAT}, got {sorted(metadata)[:8]}")
+            raise ValueError(f"its metadata must say {FORMAT}, got {shown_names(metadata)}")
         return load_file(path), metadata
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read as a router: {error}") from None
@@ -101,7 +101,7 @@ def _check_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
         LEVEL_ROWS,
     }
     if tensors.keys() not in (names, names | set(AHEAD)):
-        raise ValueError(f"{path}: a router must hold {sorted(names)}, got {sorted(tensors)[:8]}")
+        raise ValueError(f"{path}: a router must hold {sorted(names)}, got {shown_names(tensors)}")
     for name in ("hidden.weight", "head_sample"):
         if tensors[name].dim() != 2 or 0 in tensors[name].shape:
             raise ValueError(f"{path}: {name} must be a matrix, got shape {tuple(tensors[name].shape)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanospec.all_or_nothing import new_file
 from nanospec.torch_archive import load_torch_archive
-from nanospec.untrusted_files import read_bytes, read_json_file
+from nanospec.untrusted_files import read_bytes, read_json_file, shown_names
 
 TENSOR_NAME = "token_ids"
 WRITTEN = (".safetensors", ".pt")
@@ -148,7 +148,7 @@ def _read_safetensors(path: Path) -> Tensor:
     with safetensors.safe_open(path, framework="pt") as file:
         names = list(file.keys())
         if TENSOR_NAME not in names:
-            raise ValueError(f"it must hold a tensor {TENSOR_NAME!r}, got {names[:8]}")
+            raise ValueError(f"it must hold a tensor {TENSOR_NAME!r}, got {shown_names(names)}")
         return file.get_tensor(TENSOR_NAME)
 
 

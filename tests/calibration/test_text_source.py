@@ -11,13 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nanospec.calibration import text_source
+from nanospec.calibration.line_cuts import LineCuts
 from nanospec.calibration.text_source import TextSource
-from nanospec.checkpoints.target import load_tokenizer
-from nanospec.demo import TARGET_DIRECTORY
 
 RECORDS = [{"response": "one\ntwo"}, {"response": ["three", "four"]}, {"response": ""}]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
@@ -26,7 +23,7 @@ TEXTS = ["one\ntwo", "three", "four", ""]
 
 def read(corpus: Path | str, **options: str) -> list[str]:
     with TextSource(str(corpus), **options) as source:
-        return list(source.texts())
+        return list(source.texts(LineCuts(True, True)))
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -66,20 +63,6 @@ def test_a_line_without_end_is_read_in_parts(tmp_path: Path, monkeypatch: pytest
     assert max(map(len, pieces)) <= 14
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(TARGET_DIRECTORY)
-
-
-@settings(max_examples=40)
-@given(st.text("ab1.\u00e9 \n\t{", max_size=30))
-def test_ids_of_the_pieces_are_the_ids_of_the_text(tokenizer, text: str) -> None:
-    pieces = list(text_source._joined_lines(io.BytesIO(text.encode())))
-    assert "".join(pieces) == text
-    ids = [token_id for piece in pieces for token_id in tokenizer(piece, add_special_tokens=False)["input_ids"]]
-    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def test_bytes_read_reach_the_size_of_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl.xz", LINES)
     with TextSource(str(path)) as source:
@@ -103,6 +86,7 @@ def test_bytes_read_reach_the_size_of_the_file(tmp_path: Path) -> None:
         ("a.jsonl", b"[" * 2000, {}, "line 1: must be JSON that is not nested so deeply"),
         ("a.jsonl", b"[1]", {}, "line 1: must be a JSON object, got list"),
         ("a.jsonl", b'{"response":', {}, "line 1: must be JSON, got '"),
+        ("a.jsonl", b'{"response": "x"}\n{"response": "\xff"}', {}, "a.jsonl, line 2: must be UTF-8 text"),
         ("a.txt", b"\xff", {}, "a.txt must be UTF-8 text"),
         ("a.txt", "\u20ac".encode()[:2], {}, "a.txt must be UTF-8 text"),
         (

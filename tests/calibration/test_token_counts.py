@@ -74,3 +74,25 @@ def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
     save_file({"counts": torch.zeros(5, dtype=torch.int64)}, tmp_path / "state")
     with pytest.raises(ValueError, match="state must be the state of a count"):
         load_counts(tmp_path / "state", 5, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts", "num_texts"),
+    [
+        ("[1]", torch.zeros(5, dtype=torch.int64), "1"),
+        ("null", torch.zeros(5, dtype=torch.int64), "1"),
+        ("{", torch.zeros(5, dtype=torch.int64), "1"),
+        ("{}", torch.zeros(5), "1"),
+        ("{}", torch.zeros(5, dtype=torch.int32), "1"),
+        ("{}", torch.full((5,), -1), "1"),
+        ("{}", torch.zeros(5, dtype=torch.int64), "-1"),
+        ("{}", torch.zeros(5, dtype=torch.int64), "many"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(
+    tmp_path: Path, settings: str, counts: torch.Tensor, num_texts: str
+) -> None:
+    about = {"settings": settings, "num_texts": num_texts, "digest": ""}
+    save_file({"counts": counts}, tmp_path / "state", metadata=about)
+    with pytest.raises(ValueError, match="state must be the state of a count, .*: delete it to begin anew"):
+        load_counts(tmp_path / "state", 5, {})

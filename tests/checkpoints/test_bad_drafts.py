@@ -208,3 +208,35 @@ def test_a_config_within_a_config_is_read(tmp_path: Path, target: Target, tensor
     directory = write_draft(tmp_path, tensors)
     (directory / "config.json").write_text(json.dumps({"model_type": "eagle", "model": CONFIG}), encoding="utf-8")
     assert load_eagle_drafter(directory, target).shape.intermediate_size == 24
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+        {"partial_rotary_factor": 0.5},
+        {"partial_rotary_factor": "half"},
+    ],
+)
+def test_rotation_of_a_part_of_a_head_is_refused(
+    tmp_path: Path, target: Target, tensors: dict[str, Tensor], config: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="draft config partial_rotary_factor must be 1, as drafts rotate whole heads"):
+        load_eagle_drafter(write_draft(tmp_path, tensors, **config), target)
+
+
+@pytest.mark.parametrize("config", [{"partial_rotary_factor": 1.0}, {"rope_parameters": {"partial_rotary_factor": 1}}])
+def test_rotation_of_whole_heads_may_be_said(
+    tmp_path: Path, target: Target, tensors: dict[str, Tensor], config: dict[str, Any]
+) -> None:
+    drafter = load_eagle_drafter(write_draft(tmp_path, tensors, **config), target)
+    drafter.reset(8)
+    assert drafter.extend(torch.tensor([[1, 2]]), torch.zeros(1, 2, 16)).shape == (1, 1, 16)
+
+
+def test_angles_of_other_heads_are_refused(tmp_path: Path, target: Target, tensors: dict[str, Tensor]) -> None:
+    rope = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 7, "long_factor": [1.0] * 7}
+    with pytest.raises(ValueError, match="draft config must "):
+        load_eagle_drafter(write_draft(tmp_path, tensors, rope_scaling=rope), target)

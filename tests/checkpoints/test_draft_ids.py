@@ -56,3 +56,11 @@ def test_ids_that_end_a_text_are_those_of_both_configs(tmp_path: Path) -> None:
 
 def test_special_ids_are_the_ends_and_what_the_tokenizer_names() -> None:
     assert special_ids(byte_tokenizer(), [7]) == [7, BOS, EOS]
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", [1.7, True, "</s>", [[1]], [2, -1], {"id": 1}])
+def test_an_end_that_is_no_id_is_refused_with_its_file(tmp_path: Path, name: str, value: object) -> None:
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ValueError, match=f"{name}: eos_token_id must be an id or a list of ids, got"):
+        read_eos_ids(tmp_path)

@@ -257,3 +257,11 @@ def test_a_setting_of_the_wrong_kind_is_named(tmp_path: Path, target: Target) ->
         load(tmp_path, target, official(), {**CONFIG, "norm_output": "yes"})
     with pytest.raises(ValueError, match=f"config {AUX} must be a list of whole numbers, got 'all'"):
         load(tmp_path, target, official(), {**CONFIG, AUX: "all"})
+
+
+@pytest.mark.parametrize("d2t", [torch.tensor(0), torch.zeros(VOCAB, 1, dtype=torch.int64)])
+def test_a_map_of_another_shape_without_a_head_is_refused(tmp_path, target, d2t):
+    tensors = full_vocabulary(with_maps=False)
+    del tensors["lm_head.weight"]
+    with pytest.raises(ValueError, match="draft d2t must be 1-D, an offset per row of the draft's head, got shape"):
+        load_drafter(write_draft(tmp_path, {**tensors, "d2t": d2t}), target)

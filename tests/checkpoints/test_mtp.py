@@ -240,3 +240,18 @@ def test_a_damaged_file_loads_or_is_refused_with_a_typed_error(tmp_path, kept, f
     file.write_bytes(content[: int(kept * len(content))] if kept < 0.5 else content)
     with suppress(ValueError, TypeError, NotImplementedError, FileNotFoundError):
         load_drafter(tmp_path, Target(model.float()))
+
+
+def test_modules_are_read_at_the_commit_of_their_target(tmp_path, monkeypatch):
+    directory = written(tmp_path)
+    model = load_target(directory, device="cpu")[0].model
+    asked = []
+
+    def snapshot(repo_id, *, revision, allow_patterns):
+        asked.append((repo_id, revision))
+        return str(directory)
+
+    monkeypatch.setattr("nanospec.checkpoints.files.snapshot_download", snapshot)
+    model.config.name_or_path, model.config._commit_hash = "somebody/model", "0123abcd"
+    load_drafter("mtp", Target(model))
+    assert set(asked) == {("somebody/model", "0123abcd")}

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanospec.checkpoints import load_drafter, save_drafter
+from nanospec.checkpoints.eagle import write_checkpoint
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.target import Target
 from tests.checkpoints import eagle3_files, test_eagle, test_medusa
@@ -142,3 +143,19 @@ def test_layouts_that_are_none_are_refused(tmp_path: Path, target: Target) -> No
         save_drafter(drafter, tmp_path / "b", "gguf")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layout must be 'official' for an EAGLE-1/2 drafter, got 'speculators'"):
         save_drafter(drafter, tmp_path / "b", "speculators")
+
+
+def test_tensors_on_one_memory_are_saved_each_as_its_own(tmp_path: Path, target: Target) -> None:
+    """Views of one tensor, the same tensor twice, and parts side by side, which may stay where they are."""
+    whole = torch.arange(24.0).view(4, 6)
+    tensors = {"a": whole, "b": whole, "c": whole[1:3], "d": whole[:, :2], "e": whole[3:], "f": torch.empty(0)}
+    write_checkpoint(tmp_path / "a", tensors, {})
+    saved = load_file(tmp_path / "a" / "model.safetensors")
+    assert saved.keys() == tensors.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in tensors.items())
+
+    shared = official()
+    shared["midlayer.hidden_norm.weight"] = shared["midlayer.input_layernorm.weight"]
+    drafter = load_drafter(eagle3_files.write_draft(tmp_path / "b", shared, CONFIG, "pytorch_model.bin"), target)
+    save_drafter(drafter, tmp_path / "c")
+    assert torch.equal(states_of(load_drafter(tmp_path / "c", target)), states_of(drafter))

@@ -177,3 +177,21 @@ def test_a_damaged_trimmed_eagle_1_is_refused(
     test_eagle.write_draft(tmp_path / "c", kept, "model.safetensors")
     with pytest.raises(ValueError, match=message):
         load_drafter(tmp_path / "c", target)
+
+
+@pytest.mark.parametrize("name", ["t2d", "embed_tokens.weight"])
+def test_a_number_in_place_of_a_tensor_that_tells_the_size_is_refused(tmp_path: Path, name: str) -> None:
+    tensors = {key: tensor for key, tensor in official().items() if key != "t2d"} | {name: torch.tensor(1.0)}
+    config = {key: value for key, value in CONFIG.items() if key != "vocab_size"}
+    with pytest.raises(ValueError, match="t2d must have shape|target must be given for a draft whose files do not say"):
+        read_draft_head(eagle3_files.write_draft(tmp_path, tensors, config))
+
+
+def test_tensors_that_share_memory_are_written_each_as_its_own(tmp_path: Path, target: Target) -> None:
+    tensors = official()
+    tensors["midlayer.hidden_norm.weight"] = tensors["midlayer.input_layernorm.weight"]
+    head = read_draft_head(eagle3_files.write_draft(tmp_path / "a", tensors, CONFIG, "pytorch_model.bin"), target)
+    trim_draft(head, IDS, tmp_path / "b")
+    saved = load_file(tmp_path / "b" / "model.safetensors")
+    for name in ("midlayer.hidden_norm.weight", "midlayer.input_layernorm.weight"):
+        assert torch.equal(saved[name], tensors[name])

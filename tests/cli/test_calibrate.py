@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import lzma
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from nanospec.calibration.token_counts import load_counts, no_counts, save_counts
@@ -77,6 +79,20 @@ def test_standard_input_is_counted(tmp_path: Path, tokenizer) -> None:
     assert read_static_list(out, NUM_IDS).tolist() == [BOS, EOS, A, *sorted([B, ids_of("\n")[0]])]
 
 
+def test_it_is_said_where_lines_are_no_texts_of_their_own(tmp_path: Path, tokenizer) -> None:
+    directory = tmp_path / "prepending"
+    shutil.copytree(tokenizer, directory)
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Prepend", "prepend": "a"}
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    for path, said in ((directory, True), (tokenizer, False)):
+        out = tmp_path / "list.safetensors"
+        result = run("--corpus", "-", "--tokenizer", str(path), "--out", str(out), "--json", input="b\nb\nb\n")
+        assert result.exit_code == 0, result.output
+        assert ("gives lines other ids alone than inside a text" in result.stderr) == said
+        assert json.loads(result.stdout)["num_tokens"] == 6 + said  # one in front of the whole, not of each line
+
+
 def test_an_interrupted_count_goes_on_where_it_was(tmp_path: Path, tokenizer, corpus) -> None:
     out, state = tmp_path / "list.pt", tmp_path / "list.pt.counting"
     settings = {"tokenizer": tokenizer, "format": "jsonl", "field": "response"}
@@ -109,6 +125,21 @@ def test_what_the_target_generates_is_counted(tmp_path: Path, target, sampling: 
     assert ids[:2] == [EOS, BOS]  # what the target says ends a text comes first
     options = {"max_new_tokens": 9, **({"temperature": 1.0} if sampling else {})}
     assert set(ids) - {BOS, EOS} == generated(target, ["ab", "c"], 3 if sampling else 0, **options) - {BOS, EOS}
+
+
+def test_a_count_of_another_draft_or_device_is_not_gone_on_with(tmp_path: Path, target) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n')
+    out, state = tmp_path / "list.pt", tmp_path / "list.pt.counting"
+    arguments = ["--generate", "--target", target, "--prompts", str(tmp_path / "prompts.jsonl"), "--max-new-tokens"]
+    run(*arguments, "3", "--device", "cpu", "--num-ids", "9999", "--out", str(out))  # refused: the count stays
+    with safe_open(state, framework="pt") as file:
+        settings = json.loads(file.metadata()["settings"])
+    for name, value in (("draft", "another"), ("device", "cuda:0")):
+        counted = load_counts(state, NUM_IDS, {})
+        save_counts(state, counted, {**settings, name: value})
+        result = run(*arguments, "3", "--device", "cpu", "--out", str(out))
+        assert result.exit_code == 2
+        assert f"must be of a count with {name} {settings[name]!r}, got {value!r}" in " ".join(result.stderr.split())
 
 
 def generated(target: str, prompts: list[str], seed: int, **options: float) -> set[int]:

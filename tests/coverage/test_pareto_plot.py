@@ -56,3 +56,18 @@ def test_other_formats_and_a_missing_library_are_named(monkeypatch):
         ValueError, match=r"plot needs matplotlib, which is not installed: pip install 'nanospec\[plot\]'"
     ):
         check_plot_path(Path("pareto.svg"))
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_old_one_alone(tmp_path, monkeypatch):
+    def fail(figure, file, **options):
+        file.write_text("half")
+        raise MemoryError
+
+    pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    path = tmp_path / "a.svg"
+    path.write_text("old")
+    with pytest.raises(MemoryError):
+        draw_pareto([row("full", 100, 1.0)], path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -44,3 +44,21 @@ def test_without_a_file_records_are_kept_in_memory():
     state = StateFile(None, SETTINGS)
     state.add({"document": 3})
     assert state.records == {3: {"document": 3}}
+
+
+def test_settings_that_an_interruption_cut_short_are_written_again(tmp_path):
+    path = tmp_path / "state.jsonl"
+    StateFile(path, SETTINGS)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert StateFile(path, SETTINGS).records == {}
+        assert path.read_bytes() == whole
+
+
+def test_a_line_of_something_else_without_an_end_is_left_as_it_is(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("to do: buy")
+    with pytest.raises(ValueError, match="resume must be a state file of this command"):
+        StateFile(path, SETTINGS)
+    assert path.read_text() == "to do: buy"

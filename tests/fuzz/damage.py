@@ -109,7 +109,10 @@ def names(stored: list[str]) -> st.SearchStrategy[str]:
         "lm_head.weight", "d2t", "t2d", "token_map", "fc.bias", "norm.weight", "0.0.linear.weight",
         "99.99.linear.weight", "model.model.fc.weight", "layers.0.hidden_norm.weight", "",
     )  # fmt: skip
-    far_out = ("layers.1000000000.mlp.up_proj.weight", "1000000000.0.linear.weight", "layers.٣.x", "layers.-1.x")
+    far_out = (
+        "layers.1000000000.mlp.up_proj.weight", "1000000000.0.linear.weight", "layers.٣.x", "layers.-1.x",
+        "x" * 20_000,
+    )  # fmt: skip
     edited = st.sampled_from(stored).map(lambda name: name.replace("0", "1", 1))
     return st.one_of(st.sampled_from(known), st.sampled_from(far_out), edited, st.text(max_size=6))
 

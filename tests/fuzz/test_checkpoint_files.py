@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nanospec.checkpoints import describe_checkpoint, load_drafter
 from nanospec.checkpoints.target import load_target
+from nanospec.checkpoints.trim import read_draft_head, trim_draft
 from tests.fuzz.cases import cases, result_or_refusal
 from tests.fuzz.damage import changed_configs, changed_tensors, damaged, json_text, json_values
 from tests.fuzz.valid_files import (
@@ -128,6 +129,18 @@ def test_a_damaged_checkpoint_is_described_or_refused(data: st.DataObject, name:
     with directory_of(files) as directory:
         found = result_or_refusal(lambda: describe_checkpoint(directory))
     assert isinstance(found, Exception) or json.dumps(asdict(found))
+
+
+@cases(60)
+@given(data=st.data(), name=st.sampled_from([name for name in FORMATS if "EAGLE" in name or name == "speculators"]))
+def test_a_draft_with_changed_tensors_is_trimmed_or_refused(data: st.DataObject, name: str) -> None:
+    file, tensors, config = drafts()[name]
+    with directory_of({file: data.draw(changed_weights(file, tensors)), "config.json": config_bytes(config)}) as draft:
+        head = result_or_refusal(lambda: read_draft_head(draft))
+        if not isinstance(head, Exception):
+            ids = head.ids[:3]
+            found = result_or_refusal(lambda: trim_draft(head, ids, draft / "trimmed"))
+            assert isinstance(found, Exception) or found.trimmed_rows == ids.shape[0]
 
 
 def changed_weights(file: str, tensors: dict[str, torch.Tensor]) -> st.SearchStrategy[bytes]:

@@ -20,7 +20,7 @@ from nanospec.drafters.drafter import Drafter
 from nanospec.target import Target
 from tests.checkpoints import test_eagle as eagle_files
 from tests.checkpoints import test_medusa as medusa_files
-from tests.checkpoints.eagle3_files import CONFIG, official, speculators, speculators_config
+from tests.checkpoints.eagle3_files import CONFIG, full_vocabulary, official, speculators, speculators_config
 
 Tensors = dict[str, Tensor]
 Config = dict[str, Any]
@@ -50,11 +50,17 @@ def drafts() -> dict[str, tuple[str, Tensors, Config]]:
             eagle_files.CONFIG,
         ),
         "EAGLE-3": ("model.safetensors", official(), CONFIG),
+        "EAGLE-3, headless": ("model.safetensors", headless(), CONFIG),
         "EAGLE-3, pickled": ("pytorch_model.bin", official(), CONFIG),
         "speculators": ("model.safetensors", speculators(2, qk_norm=True), speculators_config()),
         "Medusa": ("medusa_lm_head.pt", medusa_files.published(heads), medusa_files.CONFIG),
         "Medusa of vLLM": ("model.safetensors", medusa_files.vllm(heads, "first"), {"original_lm_head": True}),
     }
+
+
+def headless() -> Tensors:
+    """An EAGLE-3 draft that borrows the target's head."""
+    return {name: tensor for name, tensor in full_vocabulary(with_maps=True).items() if name != "lm_head.weight"}
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from nanospec.integrations.transformers.row import GeneratedRow
 from nanospec.integrations.transformers.supported import refuse_unsupported_call
 from nanospec.stats import GenerationStats
 from nanospec.vocab_selector import VocabSelector
+from nanospec.weight_places import weight_places
 
 
 def generate_with(
@@ -46,15 +48,14 @@ def generate_with(
 class _Weights(NamedTuple):
     """What a decoder was built over; another one is built when it changes."""
 
-    address: int
-    dtype: torch.dtype
+    places: tuple[Hashable, ...]
     device: torch.device
     attention: str | None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> _Weights:
-        weight = model.get_output_embeddings().weight
-        return cls(weight.data_ptr(), weight.dtype, weight.device, model.config.get_text_config()._attn_implementation)
+        device = model.get_output_embeddings().weight.device
+        return cls(weight_places(model), device, model.config.get_text_config()._attn_implementation)
 
 
 class SpeculativeGenerate:
@@ -96,7 +97,8 @@ class SpeculativeGenerate:
             return self._generate(call)
 
     def decoder_for(self, model: PreTrainedModel) -> SpeculativeDecoder:
-        """The decoder over this model: built on the first call, and anew where its weights have moved."""
+        """The decoder over this model: built on the first call, and anew where its weights lie elsewhere or other
+        adapters act on them: the draft, too, is then loaded again."""
         weights = _Weights.of(model)
         kept = self._decoders.get(id(model))
         if kept is None or kept[0] != weights:

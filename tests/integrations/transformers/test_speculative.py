@@ -281,6 +281,17 @@ def test_a_model_in_another_dtype_gets_another_decoder():
     assert ours.tolist() == plain.tolist()
 
 
+def test_a_model_with_another_weight_in_any_layer_gets_another_decoder():
+    model = tiny_language_model("llama", 3)
+    speculative = nanospec.generate_with("prompt-lookup", tree=TREE)
+    first = speculative.decoder_for(model)
+    down = model.model.layers[0].mlp.down_proj
+    down.weight = torch.nn.Parameter(down.weight + 1)
+    assert speculative.decoder_for(model) is not first
+    plain, ours = both(model, speculative, PROMPT, max_new_tokens=NEW)
+    assert ours.tolist() == plain.tolist()
+
+
 @pytest.mark.parametrize("vocab", ["full", "in-context+prior"])
 def test_language_models_draft_too(vocab):
     model = tiny_language_model("qwen3", 5)
