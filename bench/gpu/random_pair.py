@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 from transformers.initialization import no_init_weights
 
 from bench.gpu.sizes import PairSize
@@ -13,7 +13,7 @@ from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target
 
 CONTEXT_WINDOW = 8192
-CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
 def random_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> Target:
@@ -65,7 +65,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def _config(size: PairSize) -> PretrainedConfig:
-    extra = {"head_dim": size.head_dim} if size.model_type == "llama" else {}
+    extra = {} if size.model_type == "qwen2" else {"head_dim": size.head_dim}
     return CONFIGS[size.model_type](
         vocab_size=size.vocab_size,
         hidden_size=size.hidden_size,
