@@ -25,6 +25,23 @@ def random_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> T
     return Target(model.requires_grad_(False))
 
 
+def tiled_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> Target:
+    """As `random_target`, its matrices filled with copies of a million random numbers: a CPU is slow to draw more."""
+    torch.manual_seed(0)
+    with torch.device(device), no_init_weights():
+        model = AutoModelForCausalLM.from_config(_config(size), dtype=dtype, attn_implementation="sdpa")
+        tile = torch.randn(2**20 + 1, dtype=dtype) * size.hidden_size**-0.5  # odd: rows of a matrix differ
+    model.tie_weights()  # left out with the drawing
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+                continue
+            for part in parameter.view(-1).split(tile.shape[0]):
+                part.copy_(tile[: part.shape[0]])
+    return Target(model.requires_grad_(False))
+
+
 def random_drafter(
     size: PairSize, embed_tokens: nn.Module, head_weight: Tensor, head_bias: Tensor | None = None
 ) -> EagleDrafter:

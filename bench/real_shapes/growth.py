@@ -15,6 +15,7 @@ from bench.real_shapes.pair import CPU, RandomPair, cached_drafter, children_ove
 from bench.real_shapes.sizes import FULL, HEADLESS, HYBRID, RealSizes
 from bench.real_shapes.stages import ONE_CALL, beside
 from nanospec.coverage.pareto_plot import COLOURS, MARKERS, new_figure, save_figure
+from nanospec.drafters.eagle import EagleDrafter
 from nanospec.planning.device import Device
 from nanospec.planning.step_cost import DraftRows, Pair, draft_seconds
 from nanospec.records import DraftVocab
@@ -41,10 +42,11 @@ class Sweep:
         """All see the same ids: V alone differs."""
         largest, smallest = max(self.sizes.vocab_sizes), min(self.sizes.vocab_sizes)
         weight = random_rows(largest, self.pair.size.hidden_size)
+        drafter = cached_drafter(self.pair.size, weight)  # its embedding knows the ids of every V
         ids = random_draft_ids(smallest, min(self.sizes.typical_rows, smallest), 1, CPU)
         sides: dict[tuple[int, str], tuple[Call, float]] = {}
         for vocab_size in self.sizes.vocab_sizes:
-            sides |= self._sides(vocab_size, weight[:vocab_size], ids, vocab_size)
+            sides |= self._sides(vocab_size, weight[:vocab_size], ids, vocab_size, drafter=drafter)
         return self._timed(sides)
 
     @torch.inference_mode()
@@ -85,10 +87,11 @@ class Sweep:
         num_ids: int,
         batch_size: int = 1,
         context_length: int | None = None,
+        drafter: EagleDrafter | None = None,
     ) -> dict[tuple[int, str], tuple[Call, float]]:
         """Full, hybrid over `ids` int64 [B, K], and no head: each with its prediction."""
         context_length = context_length or self.sizes.context_length
-        bed = DraftBed(cached_drafter(self.pair.size, weight), self.tree, context_length, batch_size)
+        bed = DraftBed(drafter or self.pair.drafter, self.tree, context_length, batch_size)
         rows = weight.index_select(0, ids.flatten()).unflatten(0, ids.shape)
         count = torch.full(ids.shape[:1], ids.shape[1], dtype=torch.int32)
         calls: dict[str, Call] = {

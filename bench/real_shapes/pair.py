@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.gpu.draft_bed import DraftBed
-from bench.gpu.random_pair import random_drafter, random_target
+from bench.gpu.random_pair import random_drafter, tiled_target
 from bench.gpu.sizes import PairSize
 from bench.real_shapes.sizes import FULL, HEADLESS, HYBRID, SATURATED, RealSizes
 from nanospec.checkpoints.detect import Family
@@ -41,7 +41,7 @@ class RandomPair:
 
     @classmethod
     def of(cls, size: PairSize) -> RandomPair:
-        target = random_target(size, CPU, DTYPE)
+        target = tiled_target(size, CPU, DTYPE)
         drafter = random_drafter(size, target.embed_tokens, target.head_weight)
         sizes = model_sizes(target.model)
         return cls(size, target, drafter, sizes, eagle_sizes(Family.EAGLE, drafter.shape, sizes, sizes.num_ids))
