@@ -119,6 +119,10 @@ def _read_pair(
         wanted, draft_sizes = target_sizes.with_num_ids(vocab_size), draft_sizes.with_num_ids(vocab_size)
     shape = tree or default_tree(device, wanted.num_ids, draft_sizes.max_depth)
     context_length, batch, tp = sizes
+    if min(batch, tp) < 1:
+        raise ValueError(f"batch and tp must be at least 1, got {batch} and {tp}")
+    if tp > 1 and known_device(device, measure=False).exchange_s is None:
+        raise ValueError(f"tp must be 1 with device {device}, which stands alone, got {tp}")
     setting = Setting(shape, context_length, batch, tp, accept_length=1.0)
     pair = Pair(known_device(device, measure=False), wanted, draft_sizes, setting)
     check_pair(pair)

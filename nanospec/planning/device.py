@@ -107,6 +107,11 @@ class Device:
             share = math.log(footprint / smaller[0]) / math.log(larger[0] / smaller[0])
         return num_bytes * (fast + share * (slow - fast))
 
+    @property
+    def stream_bytes_per_s(self) -> float:
+        """At which weights that no cache holds are read."""
+        return max(self.bytes_per_s, 1 / self.weights[-1][1].seconds(1))
+
     def exchange(self, num_bytes: float) -> float:
         """Seconds of one collective over so many bytes."""
         assert self.exchange_s is not None, "the caller checks"

@@ -157,13 +157,13 @@ def head_seconds(pair: Pair, rows: DraftRows, num_nodes: int) -> float:
 
 
 def floor_seconds(pair: Pair, rows: DraftRows) -> float:
-    """Seconds of a step in which nothing counts but weights that are read once per pass, at the device's bandwidth:
-    no step can be faster."""
+    """Seconds of a step in which nothing counts but weights that are read once per pass, at the device's bandwidth.
+    Only weights that a cache keeps from pass to pass can be faster."""
     tree, draft = pair.setting.tree, pair.draft
     level = draft.body.hidden_size * rows.num_rows + (0 if draft.is_parallel else draft.body.num_weights(1))
     weights = pair.target.num_weights(1) + pair.target.hidden_size * pair.target.num_ids
     weights += tree.depth * level + sum(product.num_weights(1) for product in draft.taking_in)
-    return weights * BYTES_PER_WEIGHT / _shards(pair) / pair.device.bytes_per_s
+    return weights * BYTES_PER_WEIGHT / _shards(pair) / pair.device.stream_bytes_per_s
 
 
 def check_pair(pair: Pair) -> None:

@@ -93,9 +93,9 @@ def test_this_machine_is_measured_when_asked(config, monkeypatch):
     ("arguments", "message"),
     [
         (["--device", "tpu"], "device must be one of h200, cpu, measured, got 'tpu'"),
-        (["--tp", "0"], "num_shards must be at least 1, got 0"),
-        (["--tp", "2", "--device", "measured"], "num_shards must be 1 on cpu"),
-        (["--batch", "0"], "batch_size must be at least 1, got 0"),
+        (["--tp", "0"], "batch and tp must be at least 1, got 1 and 0"),
+        (["--tp", "2", "--device", "measured"], "tp must be 1 with device measured, which stands alone, got 2"),
+        (["--batch", "0"], "batch and tp must be at least 1, got 0 and 1"),
         (["--context-length", "0"], "context_length must be at least 1, got 0"),
         (["--vocab-size", "0"], "vocab-size must be at least 1, got 0"),
         (["--tree", "deep"], "tree must be 'auto' or 'DEPTH,BRANCHING,NODES'"),
