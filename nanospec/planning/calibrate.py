@@ -1,7 +1,8 @@
 """The numbers of this machine's CPU, measured in under 20 seconds: products, attention, searches, and what calls cost.
 
 Nothing of the pair that is planned is run. Products are timed over matrices of one shape, in loops that fit into a
-cache and in loops that do not; overheads are those of a decoder so small that nothing else takes time.
+cache and in loops that do not, and over small ones; overheads are those of a decoder so small that nothing else takes
+time.
 """
 
 from __future__ import annotations
@@ -35,10 +36,15 @@ DTYPE = torch.bfloat16
 
 
 class Effort(NamedTuple):
-    """How much is measured. matrix: outputs and inputs of the products; footprints: bytes of loops over them;
-    cached_tokens, columns: of attention and searches; overhead_steps: decoding steps of the small decoder."""
+    """How much is measured.
+
+    matrix, small_matrix    outputs and inputs of the products; footprints: bytes of the loops over them
+    cached_tokens, columns  of attention and searches
+    overhead_steps          decoding steps of the small decoder
+    """
 
     matrix: tuple[int, int] = (4096, 2048)
+    small_matrix: tuple[int, int] = (1024, 1024)
     footprints: tuple[float, ...] = (17e6, 134e6, 805e6)
     num_rows: tuple[int, ...] = (1, 4, 8, 32, 64, 128)
     cached_tokens: int = 1024
@@ -48,7 +54,7 @@ class Effort(NamedTuple):
     sample_s: float = 0.25
 
 
-SMALL_EFFORT = Effort((64, 64), (16e3, 64e3), (1, 8), 16, (32, 64, 512), 32, 2, 1e-3)  # for trying it out
+SMALL_EFFORT = Effort((64, 64), (32, 32), (16e3, 64e3), (1, 8), 16, (32, 64, 512), 32, 2, 1e-3)  # for trying it out
 
 
 @torch.inference_mode()
@@ -56,10 +62,12 @@ def measure_cpu(effort: Effort | None = None) -> Device:
     """This machine's CPU, with as many threads as torch uses now."""
     effort = effort or Effort()
     narrow, wide, best = _logit_seconds(effort)
+    weights = _weight_curves(effort)
     return Device(
         name="measured",
         source=f"this machine: {cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        weights=_weight_curves(effort),
+        weights=weights,
+        product_s=_product_seconds(effort, weights),
         attention=_attention_curve(effort),
         bytes_per_s=_copy_rate(effort),
         gather_s=_gather_seconds(effort),
@@ -99,6 +107,18 @@ def _weight_curves(effort: Effort) -> tuple[tuple[float, RowCurve], ...]:
             slowest[num_rows] = max(slowest[num_rows], per_byte)
         curves.append((footprint, RowCurve.of(list(slowest.items()))))
     return tuple(curves)
+
+
+def _product_seconds(effort: Effort, weights: tuple[tuple[float, RowCurve], ...]) -> float:
+    """What small matrices take beyond their bytes at the rate of large ones, and beyond a call: that is an overhead."""
+    (outputs, inputs), num_rows = effort.small_matrix, 8
+    footprint, curve = weights[-1]
+    matrix_bytes = outputs * inputs * BYTES_PER_WEIGHT
+    pool = torch.empty(round(footprint / matrix_bytes), outputs, inputs, dtype=DTYPE).fill_(0.01)
+    states, tiny = torch.full((num_rows, inputs), 0.01, dtype=DTYPE), torch.full((32, 32), 0.01, dtype=DTYPE)
+    seconds = _seconds(partial(_multiply, states, pool.unbind()), effort.sample_s) / pool.shape[0]
+    call = _seconds(partial(_multiply, tiny[:num_rows], (tiny,) * 100), effort.sample_s / 4) / 100
+    return max(seconds - matrix_bytes * curve.seconds(num_rows) - call, 0.0)
 
 
 def _multiply(states: Tensor, matrices: tuple[Tensor, ...]) -> None:

@@ -70,6 +70,7 @@ class Device:
     source         where these numbers come from
     weights        by bytes that a loop goes through again and again (what fits into a cache is read faster), smallest
                    first: seconds per byte of weights over n rows
+    product_s      seconds of one product beside its bytes, and beside its call: small matrices are read less well
     attention      seconds over n rows per (cached token x number of a query)
     bytes_per_s    of anything else that is read
     gather_s       seconds per byte of rows that are picked from a larger matrix first, beyond their product
@@ -82,6 +83,7 @@ class Device:
     name: str
     source: str
     weights: tuple[tuple[float, RowCurve], ...]
+    product_s: float
     attention: RowCurve
     bytes_per_s: float
     gather_s: float
@@ -135,6 +137,7 @@ def from_rates(
         name=name,
         source=source,
         weights=((1.0, RowCurve.roofline(read_s, 1 / flops_per_s)),),
+        product_s=0.0,
         attention=RowCurve(((1.0, 4 / flops_per_s),)),
         bytes_per_s=bytes_per_s,
         gather_s=0.0,  # a kernel reads the rows where they lie

@@ -25,6 +25,7 @@ def _cpu(fast_bytes_per_s: float, slow_bytes_per_s: float, flops_per_s: float) -
         source="two cores of a Xeon with AMX: 23 GB/s of weights that stay in its cache, 15 GB/s of others, 1 TFLOP/s; "
         "--device measured measures this machine",
         weights=((32e6, curves[0]), (512e6, curves[1])),
+        product_s=4e-5,
         attention=RowCurve(((1.0, 4 / 1e11),)),
         bytes_per_s=slow_bytes_per_s,
         gather_s=1 / 6e9,

@@ -24,13 +24,16 @@ class Product(NamedTuple):
 
             E (1 - (1 - k / E)^n)
         """
+        return self.num_met(num_rows) * self.outputs * self.inputs
+
+    def num_met(self, num_rows: float) -> float:
+        """Matrices that some row meets."""
         left_out = (1 - self.experts_per_token / self.num_experts) ** num_rows
-        return self.times * self.outputs * self.inputs * self.num_experts * (1 - left_out)
+        return self.times * self.num_experts * (1 - left_out)
 
     def rows_per_weight(self, num_rows: float) -> float:
         """Rows that each of these weights meets, on average."""
-        met = self.num_weights(num_rows) / (self.times * self.outputs * self.inputs)
-        return num_rows * self.experts_per_token / met
+        return num_rows * self.experts_per_token * self.times / self.num_met(num_rows)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nanospec.planning.device import Device
-from nanospec.planning.model_sizes import BYTES_PER_WEIGHT, DraftSizes, ModelSizes
+from nanospec.planning.model_sizes import BYTES_PER_WEIGHT, DraftSizes, ModelSizes, Product
 from nanospec.tree_drafter import BLOCKED_WIDTH
 from nanospec.tree_shape import TreeShape
 
@@ -116,12 +116,7 @@ def draft_seconds(pair: Pair, rows: DraftRows) -> float:
     accepted = pair.setting.batch_size * pair.setting.accept_length
     step_bytes = _step_bytes(pair, rows)
     seconds = pair.device.overheads.draft + pair.device.overheads.level
-    seconds += sum(
-        pair.device.weight_s(
-            p.num_weights(accepted) * BYTES_PER_WEIGHT / _shards(pair), p.rows_per_weight(accepted), step_bytes
-        )
-        for p in draft.taking_in
-    )
+    seconds += sum(_product_seconds(pair, product, accepted, step_bytes) for product in draft.taking_in)
     if not draft.is_parallel:
         seconds += _body_seconds(pair, draft.body, accepted, step_bytes)
     seconds += head_seconds(pair, rows, 1)
@@ -197,10 +192,7 @@ def _target_seconds(pair: Pair, num_rows: int) -> float:
 def _body_seconds(pair: Pair, model: ModelSizes, num_rows: float, footprint: float) -> float:
     """Products, attention and element-wise work of all layers; calls apart, which differ."""
     device, shards, setting = pair.device, _shards(pair), pair.setting
-    seconds = sum(
-        device.weight_s(p.num_weights(num_rows) * BYTES_PER_WEIGHT / shards, p.rows_per_weight(num_rows), footprint)
-        for p in model.products
-    )
+    seconds = sum(_product_seconds(pair, product, num_rows, footprint) for product in model.products)
     context = model.num_layers * setting.context_length / shards
     cache_s = context * setting.batch_size * model.cache_width * BYTES_PER_WEIGHT / device.bytes_per_s
     per_sequence = device.attention.seconds(num_rows / setting.batch_size)
@@ -211,6 +203,12 @@ def _body_seconds(pair: Pair, model: ModelSizes, num_rows: float, footprint: flo
     if shards > 1:  # after attention and after the gated product
         seconds += 2 * model.num_layers * device.exchange(num_rows * model.hidden_size * BYTES_PER_WEIGHT)
     return seconds
+
+
+def _product_seconds(pair: Pair, product: Product, num_rows: float, footprint: float) -> float:
+    num_bytes = product.num_weights(num_rows) * BYTES_PER_WEIGHT / _shards(pair)
+    reading = pair.device.weight_s(num_bytes, product.rows_per_weight(num_rows), footprint)
+    return reading + product.num_met(num_rows) * pair.device.product_s
 
 
 def _level_bytes(pair: Pair, rows: DraftRows) -> float:

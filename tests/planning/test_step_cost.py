@@ -111,6 +111,7 @@ def test_experts_are_read_as_tokens_need_them():
     assert experts.num_weights(2) == pytest.approx(8 * 100 * (1 - 0.75**2))
     assert experts.num_weights(1000) == pytest.approx(8 * 100)
     assert experts.rows_per_weight(1000) == pytest.approx(250)
+    assert (experts.num_met(1), experts.num_met(1000)) == pytest.approx((2, 8))
 
 
 def test_devices_share_matrices_and_pay_for_telling_each_other():
