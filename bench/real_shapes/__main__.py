@@ -53,10 +53,10 @@ def main(
         for size in SIZES[shapes].pairs:
             pair = RandomPair.of(size)
             report["pairs"][size.name] = _measure_pair(pair, SIZES[shapes], shape, shapes == "real")
-            if growth and size == SIZES[shapes].growth_pair:
-                _sweep(pair, SIZES[shapes], report, deadline, out)
             write_report(out, report)
-            del pair
+            del pair  # before the next one is made
+        if growth:
+            _sweep(RandomPair.of(SIZES[shapes].growth_pair), SIZES[shapes], report, deadline, out)
         report["seconds"] = round(deadline.spent_s, 1)
         write_report(out, report)
         typer.echo(f"{out / JSON_NAME} and {out / MARKDOWN_NAME} in {deadline.spent_s:.0f} s")
