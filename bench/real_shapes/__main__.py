@@ -15,14 +15,15 @@ import typer
 from bench.gpu.deadline import Deadline
 from bench.real_shapes.auto_tree import choose_tree
 from bench.real_shapes.growth import AXES, Sweep, draw_growth
-from bench.real_shapes.pair import CPU, DTYPE, RandomPair
+from bench.real_shapes.pair import CPU, DTYPE, RandomPair, rows_of_sides
 from bench.real_shapes.report import JSON_NAME, MARKDOWN_NAME, worst_errors, write_report
-from bench.real_shapes.sizes import ACCEPT_LENGTHS, SIZES, RealSizes
+from bench.real_shapes.sizes import ACCEPT_LENGTHS, HYBRID, SIZES, RealSizes
 from bench.real_shapes.stages import PLAIN, STEP, TARGET, measure_drafts, measure_steps, measure_target, rates
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.machine import describe_machine
 from nanospec.decode import SpeculativeDecoder
 from nanospec.planning.calibrate import measure_cpu, small_decoder
+from nanospec.planning.step_cost import step_cost
 from nanospec.tree_shape import TreeShape, parse_tree_shape
 
 AUTO = "auto"
@@ -86,7 +87,11 @@ def _measure_pair(pair: RandomPair, sizes: RealSizes, tree: TreeShape | None, is
         stages = measure_drafts(pair, sizes, tree, device)
         stages[TARGET] = measure_target(pair, sizes, tree, device)
         stages |= measure_steps(pair, sizes, tree, device)
+    again = pair.expected_on(measure_cpu(sizes.effort), tree, sizes.context_length)
+    before = pair.expected_on(device, tree, sizes.context_length)
+    rows = rows_of_sides(sizes, pair.target_sizes.num_ids)[HYBRID]
     return {
+        "drift": round(step_cost(again, rows).step / step_cost(before, rows).step, 4),
         "tree": list(tree),
         "tree_source": source,
         "device": asdict(device),

@@ -59,6 +59,10 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = ["# Real shapes on a CPU, random weights", "", machine, "", f"    {report['command']}", ""]
     for name, pair in report["pairs"].items():
         lines += [f"## {name}", f"tree {pair['tree']}, context {report['context_length']}; {pair['tree_source']}", ""]
+        lines += [
+            f"The machine was calibrated before: afterwards it would predict {pair['drift']:.2f} times the step.",
+            "",
+        ]
         lines += _bar_rows(pair["stages"])
         lines += _stage_rows(pair["stages"])
         lines += _rate_rows(pair["tokens_per_s"])

@@ -22,17 +22,17 @@ def _cpu(fast_bytes_per_s: float, slow_bytes_per_s: float, flops_per_s: float) -
     curves = [RowCurve.roofline(1 / rate, 1 / flops_per_s) for rate in (fast_bytes_per_s, slow_bytes_per_s)]
     return Device(
         name="cpu",
-        source="two cores of a Xeon with AMX: 23 GB/s of weights that stay in its cache, 15 GB/s of others, 1 TFLOP/s; "
+        source="two cores of a Xeon with AMX, rounded: 23 GB/s of weights that stay in its cache, 15 GB/s of others; "
         "--device measured measures this machine",
         weights=((32e6, curves[0]), (512e6, curves[1])),
         product_s=4e-5,
         attention=RowCurve(((1.0, 4 / 1e11),)),
         bytes_per_s=slow_bytes_per_s,
         gather_s=1 / 6e9,
-        narrow_logit_s=6e-9,
+        narrow_logit_s=2e-9,
         wide_logit_s=2e-9,
-        best_logit_s=0.5e-9,
-        activation_s=0.5e-9,
+        best_logit_s=0.7e-9,
+        activation_s=0.1e-9,
         overheads=Overheads(3e-4, 4e-4, 5e-4, 8e-4, 8e-4, 6e-4),
     )
 

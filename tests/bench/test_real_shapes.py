@@ -39,6 +39,7 @@ def test_every_stage_of_every_side_is_measured_and_predicted(finished):
         for row in rows.values():
             assert row["median_ms"] > 0
             assert row["predicted_ms"] >= 0
+    assert pair["drift"] > 0
     active = {name: row["active_rows"] for name, row in pair["stages"][STEP].items()}
     assert (active[FULL], active["static-128"], active[HYBRID]) == (640, 128, 64)
     assert 64 < active[SATURATED] <= 128
