@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 from transformers.initialization import no_init_weights
 
 from bench.gpu.sizes import PairSize
@@ -13,7 +13,7 @@ from nanospec.gathered_head import GatheredHead
 from nanospec.target import Target
 
 CONTEXT_WINDOW = 8192
-CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
 def random_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> Target:
@@ -22,6 +22,23 @@ def random_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> T
     config = _config(size)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return Target(model.requires_grad_(False))
+
+
+def tiled_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> Target:
+    """As `random_target`, its matrices filled with copies of a million random numbers: a CPU is slow to draw more."""
+    torch.manual_seed(0)
+    with torch.device(device), no_init_weights():
+        model = AutoModelForCausalLM.from_config(_config(size), dtype=dtype, attn_implementation="sdpa")
+        tile = torch.randn(2**20 + 1, dtype=dtype) * size.hidden_size**-0.5  # odd: rows of a matrix differ
+    model.tie_weights()  # left out with the drawing
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+                continue
+            for part in parameter.view(-1).split(tile.shape[0]):
+                part.copy_(tile[: part.shape[0]])
     return Target(model.requires_grad_(False))
 
 
@@ -65,7 +82,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def _config(size: PairSize) -> PretrainedConfig:
-    extra = {"head_dim": size.head_dim} if size.model_type == "llama" else {}
+    extra = {} if size.model_type == "qwen2" else {"head_dim": size.head_dim}
     return CONFIGS[size.model_type](
         vocab_size=size.vocab_size,
         hidden_size=size.hidden_size,

@@ -11,7 +11,7 @@ from nanospec.tree_shape import TreeShape
 class PairSize:
     """A target and its EAGLE layer, which has the target's own layer sizes.
 
-    model_type: "llama" or "qwen2"; the EAGLE layers published for the latter have biases on query, key and value.
+    model_type: "llama", "qwen2" or "qwen3"; the EAGLE layers published for qwen2 have biases on query, key and value.
     """
 
     name: str
@@ -59,6 +59,7 @@ class BenchSizes:
     sample_s: float
 
 
+QWEN_06B = PairSize("qwen3-0.6b", "qwen3", 1024, 3072, 28, 16, 8, 128, 151_936, True)
 LLAMA_8B = PairSize("llama-3.1-8b", "llama", 4096, 14336, 32, 32, 8, 128, 128_256, False)
 LLAMA_1B = PairSize("llama-3.2-1b", "llama", 2048, 8192, 16, 32, 8, 64, 128_256, True)
 QWEN_7B = PairSize("qwen2-7b", "qwen2", 3584, 18944, 28, 28, 4, 128, 152_064, False)

@@ -37,7 +37,7 @@ DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
 # What transformers raises for a config or weights that it cannot make a model of.
-_UNUSABLE = (
+UNUSABLE = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
     ImportError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
@@ -115,7 +115,7 @@ def _build_skeleton(
             check_layers_are_stored(config, specs, argument)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise _unusable(directory, argument, error) from error
     if specs is not None:
         check_size_is_stored(model, specs, argument)
@@ -156,7 +156,7 @@ def _load_model(directory: Path, dtype: torch.dtype | None, attention: str, argu
                 directory, dtype=dtype or "auto", attn_implementation=attention, output_loading_info=True,
                 trust_remote_code=False,
             )  # fmt: skip
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise _unusable(directory, argument, error) from error
     missing = shown_names(report["missing_keys"])
     num_layers = model.config.get_text_config().num_hidden_layers

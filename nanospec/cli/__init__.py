@@ -1,1 +1,1 @@
-"""The command line: `nanospec generate`, `compare`, `inspect`, `calibrate` and `trim`."""
+"""The command line: `nanospec generate`, `compare`, `inspect`, `plan`, `calibrate` and `trim`."""

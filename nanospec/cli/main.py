@@ -13,6 +13,7 @@ from nanospec.cli.explain import explain
 from nanospec.cli.generate import generate
 from nanospec.cli.inspect import inspect
 from nanospec.cli.machine import package_version
+from nanospec.cli.plan import plan
 from nanospec.cli.train_router import train_router
 from nanospec.cli.trim import trim
 
@@ -22,6 +23,7 @@ app.command()(compare)
 app.command()(coverage)
 app.command()(explain)
 app.command()(inspect)
+app.command()(plan)
 app.command()(calibrate)
 app.command()(trim)
 app.command()(train_router)

@@ -1,0 +1,1 @@
+"""Real model shapes with random weights on a CPU, beside what `nanospec plan` predicts of them."""

@@ -1,0 +1,40 @@
+"""Devices that a plan knows without measuring them."""
+
+from __future__ import annotations
+
+from nanospec.planning.device import Device, Overheads, RowCurve, from_rates
+
+DEVICES = ("h200", "cpu", "measured")
+
+H200 = from_rates(
+    "h200",
+    "4.3 TB/s of a large copy, 700 TFLOP/s of dense 16-bit products, 2 us per kernel of a CUDA graph, 10 us and "
+    "350 GB/s per collective over NVLink: assumed, not measured with this package",
+    bytes_per_s=4.3e12,
+    flops_per_s=7e14,
+    op_s=2e-6,
+    exchange_s=1e-5,
+    exchange_bytes_per_s=3.5e11,
+)
+
+
+def _cpu(fast_bytes_per_s: float, slow_bytes_per_s: float, flops_per_s: float) -> Device:
+    curves = [RowCurve.roofline(1 / rate, 1 / flops_per_s) for rate in (fast_bytes_per_s, slow_bytes_per_s)]
+    return Device(
+        name="cpu",
+        source="two cores of a Xeon with AMX, rounded: 23 GB/s of weights that stay in its cache, 15 GB/s of others; "
+        "--device measured measures this machine",
+        weights=((32e6, curves[0]), (512e6, curves[1])),
+        product_s=4e-5,
+        attention=RowCurve(((1.0, 4 / 1e11),)),
+        bytes_per_s=slow_bytes_per_s,
+        gather_s=1 / 6e9,
+        narrow_logit_s=2e-9,
+        wide_logit_s=2e-9,
+        best_logit_s=0.7e-9,
+        activation_s=0.1e-9,
+        overheads=Overheads(3e-4, 4e-4, 5e-4, 8e-4, 8e-4, 6e-4),
+    )
+
+
+CPU = _cpu(23e9, 15e9, 1e12)
