@@ -35,7 +35,8 @@ class AutoregressiveLoop:
     @torch.inference_mode()
     def _steps(self) -> Iterator[list[int]]:
         request, target = self.request, self.target
-        u = uniforms(request.sampling, request.max_new_tokens + 1, target.device)
+        target.ranks.check_same("request", request.parts)
+        (u,) = target.ranks.agree(uniforms(request.sampling, request.max_new_tokens + 1, target.device))
         seen = None
         with self.clock.stage("prefill"):
             turn = target.reset(request.input_ids.shape[1] + request.max_new_tokens + 1)
@@ -65,6 +66,7 @@ class AutoregressiveLoop:
     def _choose(self, logits: Tensor, u: Tensor, seen: Tensor | None, num_generated: int) -> Tensor:
         token_id, largest = choose_next(logits, self.request.sampling, u, seen)
         check_finite_logits(float(largest), self.request.input_ids.shape[1] + num_generated - 1)
+        (token_id,) = self.target.ranks.agree(token_id)
         return token_id[:, None]
 
     def _keep_candidates(self, logits: Tensor) -> None:

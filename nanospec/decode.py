@@ -140,7 +140,7 @@ class SpeculativeDecoder:
         if max_depth is not None and self.tree.depth > max_depth:
             raise ValueError(f"tree depth must be at most {max_depth} for this {drafter.name} drafter, got {self.tree}")
         if tree == "auto":
-            self.tree = tune_tree_shape(self)
+            self.tree = target.ranks.agree_on(tune_tree_shape(self))
 
     @classmethod
     def from_pretrained(

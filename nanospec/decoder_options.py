@@ -41,9 +41,14 @@ OUR_VOCABULARIES = (
 
 def resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: VocabSelector) -> bool:
     """Whether steps are captured. Raises TypeError for what is no bool and for a drafter whose passes have no fixed
-    shape, ValueError off CUDA and for experts that wait for the device."""
+    shape, ValueError off CUDA and for experts that wait for the device, NotImplementedError for a tensor-parallel
+    target, whose steps are not captured."""
     if cuda_graph is not None and not isinstance(cuda_graph, bool):
         raise TypeError(f"cuda_graph must be True, False or None, got {cuda_graph!r}")
+    if target.ranks.size > 1:
+        if cuda_graph:
+            raise NotImplementedError("cuda_graph must be False or None with a tensor-parallel target, got True")
+        return False
     on_cuda, is_fixed = target.device.type == "cuda", isinstance(drafter, FixedShapeDrafter)
     if cuda_graph is None:
         return on_cuda and is_fixed and isinstance(vocab, OUR_VOCABULARIES) and experts_can_be_captured(target)

@@ -26,7 +26,7 @@ class DecodingStep:
     """The step of one target, drafter, vocabulary, tree shape and way to sample; for one request at a time.
 
     outcome int64 [5 + L] after every run: see `StepOutcome`. Raises TypeError for a drafter without passes of fixed
-    shape.
+    shape, NotImplementedError for a tensor-parallel target.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class DecodingStep:
         drafter = tree_drafter.drafter
         if not isinstance(drafter, FixedShapeDrafter):
             raise TypeError(f"drafter must have passes of fixed shape for this, got {type(drafter).__name__}")
+        if target.ranks.size > 1:
+            raise NotImplementedError(f"target must be whole in steps of fixed shape, got {target.ranks.size} ranks")
         self.target, self.tree_drafter, self.drafter = target, tree_drafter, drafter
         self.vocab, self.num_top, self.sampling = vocab, num_top, sampling
         self.adaptive = adaptive_part(vocab)

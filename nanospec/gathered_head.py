@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nanospec.head_shard import HeadShard, head_shard
 from nanospec.ops.gathered_linear import gathered_linear, rows_linear
-from nanospec.ops.gathered_topk_logprob import MAX_BEST, gathered_topk_logprob
+from nanospec.ops.gathered_topk_logprob import MAX_BEST, best_of_logits, gathered_topk_logprob
 from nanospec.records import DraftVocab
 
 MAX_KERNEL_IDS = 16384  # beyond, a dense product and a search by blocks
@@ -20,17 +21,21 @@ class GatheredHead(nn.Module):
 
     `weight` and `bias` [V] are references to the target's head: not registered, so never saved, moved or trained here.
 
-    Raises ValueError for a weight that is not 2-D or a bias that does not fit it.
+    A weight that lies on several processes, as a DTensor sharded by rows (`tp_plan="auto"`) or as a `HeadShard`, is
+    read where it lies, by all of them together: see `HeadShard.logits`. There is no packed mode then.
+
+    Raises ValueError for a weight that is not 2-D or a bias that does not fit it, and as `head_shard`.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor | HeadShard, bias: Tensor | None = None) -> None:
         super().__init__()
-        if weight.dim() != 2:
+        if len(weight.shape) != 2:
             raise ValueError(f"weight must be [V, D], got shape {tuple(weight.shape)}")
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must be [{weight.shape[0]}], got shape {tuple(bias.shape)}")
-        self.weight = weight.detach()
-        self.bias = None if bias is None else bias.detach()
+        self.shard = head_shard(weight)  # None: the head is whole
+        self.weight = weight.rows if isinstance(weight, HeadShard) else weight.detach()
+        self.bias = None if bias is None else bias.detach() if self.shard is None else self.shard.local_bias(bias)
 
     def forward(self, hidden: Tensor, vocab: DraftVocab) -> Tensor:
         """Logits in the dtype of `hidden`, -inf in the columns from `vocab.count` on.
@@ -38,6 +43,8 @@ class GatheredHead(nn.Module):
         Raises ValueError where shapes do not fit, TypeError where the dtypes of hidden and head differ.
         """
         head_pos = vocab.draft_ids if vocab.head_pos is None else vocab.head_pos
+        if self.shard is not None:
+            return self._sharded_logits(self.shard, hidden, vocab)
         if vocab.rows is None:
             count = None if vocab.all_active else vocab.count
             return gathered_linear(hidden, self.weight, head_pos, self.bias, count)
@@ -55,6 +62,9 @@ class GatheredHead(nn.Module):
         count = None if vocab.all_active else vocab.count
         head_pos = vocab.draft_ids if vocab.head_pos is None else vocab.head_pos
         bias = self.bias
+        if self.shard is not None:
+            logits = self._sharded_logits(self.shard, hidden, vocab)
+            return best_of_logits(logits / temperature, head_pos, k)
         if temperature != 1.0:
             hidden, bias = hidden / temperature, None if bias is None else bias / temperature
         return gathered_topk_logprob(hidden, self.weight, head_pos, k, bias, count, vocab.rows)
@@ -62,7 +72,15 @@ class GatheredHead(nn.Module):
     def has_kernel(self, vocab: DraftVocab, k: int) -> bool:
         """Whether `best` is the fast way: on CUDA, over a vocabulary that is narrow against the whole."""
         weight, num_ids = self.weight, vocab.draft_ids.shape[1]
+        if self.shard is not None:
+            return False
         return weight.is_cuda and weight.dtype != torch.float64 and num_ids <= MAX_KERNEL_IDS and k <= MAX_BEST
+
+    def _sharded_logits(self, shard: HeadShard, hidden: Tensor, vocab: DraftVocab) -> Tensor:
+        if vocab.rows is not None:
+            raise ValueError(f"rows must be None over a sharded head, got {tuple(vocab.rows.shape)}")
+        head_pos = vocab.draft_ids if vocab.head_pos is None else vocab.head_pos
+        return shard.logits(hidden, head_pos, self.bias, None if vocab.all_active else vocab.count)
 
 
 def _check_rows(hidden: Tensor, vocab: DraftVocab) -> None:

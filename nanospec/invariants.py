@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
+from nanospec.head_shard import whole_head
 from nanospec.locality_tracker import LocalityTracker
 from nanospec.ops.vocabulary_update import NEVER_LEAVES
 from nanospec.vocab.adaptive import AdaptiveVocab
@@ -84,6 +85,6 @@ def _row_problems(vocab: InContextVocab) -> Iterator[str]:
         return
     for sequence, count in enumerate(vocab.tracker.count.tolist()):
         ids = vocab.tracker.draft_ids[sequence, :count]
-        differs = (vocab.rows[sequence, :count] != vocab.head_weight[ids]).any(-1)
+        differs = (vocab.rows[sequence, :count] != whole_head(vocab.head_weight)[ids]).any(-1)
         if differs.any():
             yield f"the row of id {int(ids[differs][0])} must be the head's in sequence {sequence}"

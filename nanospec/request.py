@@ -22,6 +22,11 @@ class Request:
     stop_strings: tuple[str, ...] = ()
     eos_ids: frozenset[int] = frozenset()
 
+    def parts(self) -> tuple[object, ...]:
+        """All of it as plain values, on the host: equal for equal requests."""
+        ids, eos_ids = self.input_ids.tolist(), sorted(self.eos_ids)
+        return ids, self.max_new_tokens, self.sampling, self.stop_strings, eos_ids
+
     def check(self, vocab_size: int, context_window: int) -> None:
         """Raises TypeError or ValueError naming the argument, what it must be and what it was."""
         if not isinstance(self.max_new_tokens, int) or isinstance(self.max_new_tokens, bool):

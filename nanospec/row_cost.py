@@ -16,10 +16,10 @@ def row_cost(target: Target, drafter: Drafter, shape: TreeShape) -> float:
     Embeddings, of which a pass reads a few rows, and caches are left out, and so is what the draft vocabulary reads.
     Decoding one sequence waits for memory on most machines; where it waits for arithmetic, a row costs less than this.
     """
-    row = target.head_weight[0]
-    row_bytes = shape.depth * row.numel() * row.element_size()
+    head = target.head_weight
+    row_bytes = shape.depth * head.shape[1] * head.element_size()
     body_bytes = _bytes_beside_tables(target.model, target.vocab_size)
-    head_bytes = target.head_weight.numel() * row.element_size()
+    head_bytes = head.numel() * head.element_size()
     model = model_of(drafter)
     num_ids = model.head.weight.shape[0] if isinstance(model, HasHead) else target.vocab_size
     level_bytes = _bytes_beside_tables(model, target.vocab_size, num_ids) if isinstance(model, nn.Module) else 0

@@ -90,11 +90,12 @@ class SpeculativeLoop:
         while self.num_generated < self.request.max_new_tokens:
             with self.clock.stage("draft"):
                 tree = self.tree_drafter.draft(root_id, state, self.vocab.select(self._width()))
+                tree = self.target.ranks.agree_on(tree)
             if self.probe is not None:
                 self.probe.draft(root_id, state)
             with self.clock.stage("verify"):
                 output = self.target.judge(tree, self.num_top)
-                verdict = self._accept(tree, output)
+                output, verdict = self.target.settle(output, self._accept(tree, output))
             with self.clock.stage("vocabulary"):
                 following = tokens_after_path(tree, verdict)
                 if self.vocab.observes:
@@ -147,12 +148,16 @@ class SpeculativeLoop:
         """The root int64 [1, 1], the first token of the output, and the drafter's state [1, 1, D] after it.
 
         num_behind: rows behind the prompt that the caches must have; None: what the whole request may need.
-        Raises NonFiniteLogitsError for logits that allow no first token.
+        Raises NonFiniteLogitsError for logits that allow no first token, ValueError where the processes that share a
+        tensor-parallel target were not asked for the same.
         """
         request, target = self.request, self.target
         with self.clock.stage("prefill"):
+            shape = self.tree_drafter.shape
+            target.ranks.check_same("request", lambda: (*request.parts(), self.vocab.name, shape, self.num_top))
+            (self.uniforms,) = target.ranks.agree(self.uniforms)
             input_ids = request.input_ids
-            num_tree_rows = cache_rows_needed(self.tree_drafter.shape)
+            num_tree_rows = cache_rows_needed(shape)
             if num_behind is None:
                 num_behind = request.max_new_tokens + self.path_length + num_tree_rows
             capacity = input_ids.shape[1] + num_behind
@@ -163,18 +168,19 @@ class SpeculativeLoop:
             for part in _parts_of(self.drafter):
                 _last_users[part] = self.marker
             if self.adaptive is not None:
-                self.adaptive.price_rows(row_cost(target, self.drafter, self.tree_drafter.shape))
+                self.adaptive.price_rows(row_cost(target, self.drafter, shape))
             self.vocab.reset()
             prefill = target.prefill(input_ids, self.num_top if self.vocab.observes else 0)
             if request.sampling.repetition_penalty != 1.0:
                 self.seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
                 self.seen.scatter_(1, input_ids, True)
             next_id, largest = self._choose_first(prefill.last_logits)
+            next_id, top_ids = target.ranks.agree(next_id, prefill.top_ids)
             check_finite_logits(float(largest), input_ids.shape[1] - 1)
             root_id = next_id[:, None]
             following = torch.cat((input_ids[:, 1:], root_id), 1)
             if self.vocab.observes:
-                self.vocab.learn(Observation(input_ids, prefill.top_ids[None], following))
+                self.vocab.learn(Observation(input_ids, top_ids[None], following))
             if isinstance(self.drafter, TakesFirstToken):
                 self.drafter.begin(input_ids[:, :1])
             state = self.drafter.extend(following, prefill.features)

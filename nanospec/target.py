@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from nanospec.graph_compiler import compile_apart, mark_growing
 from nanospec.kv_cache import CachePlace, CacheRows, KVCache, as_transformers_cache
 from nanospec.ops.blocked_topk import blocked_topk
-from nanospec.records import DraftTree
+from nanospec.records import DraftTree, Verdict
 from nanospec.target_families import empty_cache, layer_masks, logit_soft_cap, refuse_unsupported, switching_position
+from nanospec.tensor_parallel import ranks_of
 
 PREFILL_CHUNK = 512  # positions per pass of the body: bounds the mask at [512, P]
 HEAD_CHUNK = 64  # positions per pass of the head: bounds the logits at [64, V]
@@ -50,7 +51,7 @@ class Target(nn.Module):
     side by side, are the features (F = D times their number). The input of layer i is the output of layer i - 1.
 
     Raises ValueError for feature layers that repeat or that the model lacks; NotImplementedError, by name, for
-    architectures, layers and attention kernels that are wrong with trees.
+    architectures, layers and attention kernels that are wrong with trees, and for what `ranks_of` refuses.
     """
 
     def __init__(
@@ -58,6 +59,9 @@ class Target(nn.Module):
     ) -> None:
         super().__init__()
         refuse_unsupported(model, compiled_by)
+        self.ranks = ranks_of(model)  # the processes that it is sharded over
+        if compiled_by is not None and self.ranks.size > 1:
+            raise NotImplementedError(f"compile must be False with a tensor-parallel target, got {compiled_by!r}")
         self.model, self.compiled_by = model.eval(), compiled_by
         self.feature_layers = None if feature_layers is None else tuple(feature_layers)
         if self.feature_layers is not None:
@@ -191,6 +195,14 @@ class Target(nn.Module):
         logits = self._run(token_id, cache.length, depth, visible, cache.rows(1), num_top=0).logits
         cache.commit(1)
         return logits[:, 0]
+
+    def settle(self, output: Verification, verdict: Verdict) -> tuple[Verification, Verdict]:
+        """Best ids and verdict as the first of the processes that share this target has them: of what follows from
+        logits, all that a decoding loop goes on with. Logits and features stay each process's own."""
+        if self.ranks.size == 1:
+            return output, verdict
+        top_ids, *parts = self.ranks.agree(output.top_ids, *verdict)
+        return output._replace(top_ids=top_ids), Verdict(*parts)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Last hidden states after their norm [.., D] -> logits [.., V], capped where the model's own forward does."""

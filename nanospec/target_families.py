@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from nanospec.kv_cache import KVCache
 from nanospec.layer_masks import FULL, SLIDING, LayerMasks
+from nanospec.tensor_parallel import num_local_kv_heads
 
 
 class Family(NamedTuple):
@@ -142,13 +143,13 @@ def layer_masks(model: PreTrainedModel) -> LayerMasks:
 
 
 def empty_cache(model: PreTrainedModel, num_layers: int) -> KVCache:
-    """Of `num_layers` layers such as the model has, in its dtype and on its device; without room as yet."""
+    """Of `num_layers` layers such as this process holds, in the model's dtype, on its device; without room as yet."""
     config, weight = model.config.get_text_config(), model.get_output_embeddings().weight
     if family_of(model).has_latent_cache:
         width = config.kv_lora_rank + config.qk_rope_head_dim
         return KVCache(num_layers, 1, width, weight.dtype, weight.device, num_parts=1)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return KVCache(num_layers, config.num_key_value_heads, head_dim, weight.dtype, weight.device)
+    return KVCache(num_layers, num_local_kv_heads(model), head_dim, weight.dtype, weight.device)
 
 
 def logit_soft_cap(model: PreTrainedModel) -> float | None:

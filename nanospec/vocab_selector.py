@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from nanospec.checkpoints.draft_ids import read_id_list
+from nanospec.head_shard import head_shard
 from nanospec.records import DraftVocab, Observation
 from nanospec.successor_prior import SuccessorPrior
 from nanospec.vocab.adaptive import AdaptiveVocab, policy_below
@@ -71,7 +72,7 @@ def build_vocab_selector(
     """The policy that `spec` names, over `head_weight` [V, D]; a policy that is already built is returned as it is.
 
     capacity      most ids of an in-context vocabulary, at most V
-    packed        keep its rows contiguous; None: on a CPU
+    packed        keep its rows contiguous; None: on a CPU, unless the head is sharded
     frequent_ids  [M], most frequent first, the list behind 'static:N', 'hybrid:N' and 'hybrid:auto'
 
     Raises ValueError for an unknown name, 'static:N' without a list of at least N ids, or a policy that keeps rows of
@@ -93,7 +94,7 @@ def build_vocab_selector(
     kind, _, argument = spec.partition(":")
     if spec == "full":
         return FullVocab(head_weight)
-    is_packed = device.type == "cpu" if packed is None else packed
+    is_packed = _packs(head_weight) if packed is None else packed
     if spec in IN_CONTEXT:
         policy = InContextVocab(head_weight, capacity, packed=is_packed, sources=IN_CONTEXT[spec])
         policy.name = spec
@@ -109,6 +110,11 @@ def build_vocab_selector(
     if kind == "routed" and argument:
         return _routed(argument, head_weight, is_packed)
     raise ValueError(f"vocab must be {CHOICES}, got {spec!r}")
+
+
+def _packs(head_weight: Tensor) -> bool:
+    """Whether rows are kept contiguous where nobody says: on a CPU, of a head that lies there whole."""
+    return head_weight.device.type == "cpu" and head_shard(head_weight) is None
 
 
 def fewest_rows(policy: VocabSelector) -> int:
@@ -143,7 +149,7 @@ def _router_added(spec: str, policy: VocabSelector, argument: str) -> RouterAdde
 def _check_head(policy: VocabSelector, head_weight: Tensor) -> None:
     """ValueError for a policy that keeps rows of another head than the one that drafts."""
     policy = policy_below(policy)
-    weight = getattr(policy, "head_weight", policy.rows[0] if isinstance(policy, FullVocab) else None)
+    weight = getattr(policy, "head_weight", None)
     if weight is not None and not is_same_head(weight, head_weight):
         raise ValueError(
             f"vocab must be over the head that drafts, {tuple(head_weight.shape)}, "
@@ -192,7 +198,7 @@ def build_reduced_vocab(
     listed = (ids.shape[0], ids.shape[0] - kept.shape[0])
     if kind == "static":
         return ReducedVocab(StaticVocab(head_weight, kept), target_ids, vocab_size, listed)
-    is_packed = head_weight.device.type == "cpu"
+    is_packed = _packs(head_weight)
     if spec == ADAPTIVE:
         in_context = InContextVocab(head_weight, capacity, packed=is_packed)
         return AdaptiveVocab(ReducedVocab(in_context, target_ids, vocab_size), ids[positions >= 0])

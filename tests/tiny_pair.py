@@ -32,15 +32,17 @@ def tiny_model(
     window: int = 128,
     num_layers: int = 2,
     family: str = "llama",
+    num_heads: tuple[int, int] = (4, 2),
 ) -> PreTrainedModel:
+    """num_heads: those of queries, and those of keys and values."""
     config_class, model_class = FAMILIES[family]
     config = config_class(
         vocab_size=vocab_size,
         hidden_size=24,
         intermediate_size=40,
         num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=num_heads[0],
+        num_key_value_heads=num_heads[1],
         max_position_embeddings=window,
         tie_word_embeddings=False,
         eos_token_id=None,

@@ -47,11 +47,11 @@ class BatchStep:
         seen, place = None if rows.seen is None else rows.seen[:num_rows], CachePlace(length, width)
         with self.clock.stage("draft"):
             self.grower.temperature = temperature
-            tree = self.grower.draft(root_id, state, vocab.select(vocab_width), place)
+            tree = target.ranks.agree_on(self.grower.draft(root_id, state, vocab.select(vocab_width), place))
         with self.clock.stage("verify"):
             output = target.judge(tree, self.num_top, place)
             u = rows.uniforms[:num_rows].gather(1, num_generated[:, None] + self.offsets)
-            verdict = verify_rows(choice, tree, output, u, seen, self.path_length - 1)
+            output, verdict = target.settle(output, verify_rows(choice, tree, output, u, seen, self.path_length - 1))
         with self.clock.stage("vocabulary"):
             following = tokens_after_path(tree, verdict)
             if vocab.observes:

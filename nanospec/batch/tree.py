@@ -55,7 +55,8 @@ def batch_tree(
     if tree is None:
         return decoder.static_tree or default_batch_tree(decoder.tree, max_batch, decoder.target.device)
     if tree == "auto":
-        return tune_tree_shape(decoder, partial(measure_batch, max_batch=max_batch, engine=engine))
+        shape = tune_tree_shape(decoder, partial(measure_batch, max_batch=max_batch, engine=engine))
+        return decoder.target.ranks.agree_on(shape)
     shape, num_rows = as_tree_shape(tree), fewest_rows(decoder.vocab)
     if shape.branching > num_rows:
         raise ValueError(f"tree branching must be at most {num_rows}, the rows of the vocabulary, got {shape}")

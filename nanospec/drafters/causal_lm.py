@@ -49,6 +49,10 @@ class CausalLMDrafter(nn.Module):
             self.body = Target(model)
         except NotImplementedError as error:
             raise NotImplementedError(f"draft must be a model that could be a target itself: {error}") from None
+        if self.body.ranks.size > 1:
+            raise NotImplementedError(
+                f"draft must be whole on every process, got one that is tensor parallel over {self.body.ranks.size}"
+            )
         self.vocab_size, self.num_embeddings = vocab_size, model.get_input_embeddings().weight.shape[0]
         self._head: tuple[GatheredHead, ...] = ()  # in a tuple: weights are saved and moved with the model
         if self.num_unscored:

@@ -62,7 +62,11 @@ def _composed(
     rows: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The same from the ops that exist, on any device."""
-    logits = gathered_linear(x, weight, draft_ids, bias, count, rows)
+    return best_of_logits(gathered_linear(x, weight, draft_ids, bias, count, rows), draft_ids, k)
+
+
+def best_of_logits(logits: Tensor, draft_ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `gathered_topk_logprob`, of logits [B, n, K] that exist, -inf where unused; raises nothing."""
     if logits.dtype != torch.float64:
         logits = logits.float()
     values, ids = smallest_id_topk(logits, draft_ids[:, None], k)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nanospec.head_shard import HeadShard, head_shard, whole_head
 from nanospec.records import DraftVocab, Observation
 
 
 class FullVocab(nn.Module):
-    """All V ids of `head_weight` [V, D], the same for every sequence; `rows` is a view of the head, not a copy."""
+    """All V ids of `head_weight` [V, D], the same for every sequence; `rows` is a view of the head, not a copy, and
+    None where the head is sharded."""
 
     name: str = "full"
     observes: bool = False
     draft_ids: Tensor
     count: Tensor
 
-    def __init__(self, head_weight: Tensor) -> None:
+    def __init__(self, head_weight: Tensor | HeadShard) -> None:
         super().__init__()
         vocab_size, device = head_weight.shape[0], head_weight.device
-        self.rows = head_weight.detach()[None]  # a plain attribute: neither saved nor moved with this module
+        # Plain attributes: neither saved nor moved with this module.
+        self.head_weight = head_weight.detach()
+        self.rows = whole_head(self.head_weight)[None] if head_shard(head_weight) is None else None
         self.register_buffer("draft_ids", torch.arange(vocab_size, device=device)[None], persistent=False)
         self.register_buffer("count", torch.tensor([vocab_size], dtype=torch.int32, device=device), persistent=False)
 

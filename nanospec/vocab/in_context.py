@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nanospec.draft_vocabulary import VocabularyViews
+from nanospec.head_shard import HeadShard, head_shard, whole_head
 from nanospec.locality_tracker import LocalityTracker, VocabChange
 from nanospec.records import DraftVocab, Observation
 from nanospec.vocab.same_head import is_same_head
@@ -19,7 +20,8 @@ class InContextVocab(nn.Module):
     """The `capacity` (K) ids seen last by each of `batch_size` (B) sequences, over `head_weight` [V, D].
 
     packed=True keeps their rows contiguous [B, K + 1, D] (the last row takes writes that change nothing) and copies
-    those that an observation replaced; packed=False leaves `rows` None, to be read from the head.
+    those that an observation replaced; packed=False leaves `rows` None, to be read from the head, as they must be
+    from a sharded one.
 
     `pinned_ids` int64 [P] are always among them: with the most frequent ids, what the context shows late is there from
     the start. Such a policy is called "hybrid-P".
@@ -30,7 +32,7 @@ class InContextVocab(nn.Module):
     isolates requests: none sees what another one's text was made of. The tokens are the target's own either way.
 
     Raises ValueError unless 1 <= capacity <= V, batch_size >= 1, there is a source and keep_between_requests is at
-    least 0, and as `LocalityTracker` for the pinned ids.
+    least 0, for packed rows of a sharded head, and as `LocalityTracker` for the pinned ids.
     """
 
     name: str = "in-context"
@@ -38,7 +40,7 @@ class InContextVocab(nn.Module):
 
     def __init__(
         self,
-        head_weight: Tensor,
+        head_weight: Tensor | HeadShard,
         capacity: int = 3072,
         batch_size: int = 1,
         packed: bool = True,
@@ -53,6 +55,8 @@ class InContextVocab(nn.Module):
         if not sources:
             raise ValueError("sources must hold at least one CandidateSource, got none")
         self.sources = tuple(sources)
+        if packed and head_shard(head_weight) is not None:
+            raise ValueError("packed must be False over a sharded head, whose rows are read where they lie, got True")
         self.head_weight = head_weight.detach()  # a plain attribute: neither saved nor moved with this module
         vocab_size, hidden_size = head_weight.shape
         self.tracker = LocalityTracker(vocab_size, capacity, batch_size, pinned_ids, head_weight.device)
@@ -61,8 +65,9 @@ class InContextVocab(nn.Module):
             self.name = f"hybrid-{num_pinned}"
         self.rows: Tensor | None = None
         if packed:
-            self.rows = self.head_weight.new_zeros(batch_size, capacity + 1, hidden_size)
-            self.rows[:, :num_pinned] = self.head_weight[self.tracker.pinned_ids]
+            weight = whole_head(self.head_weight)
+            self.rows = weight.new_zeros(batch_size, capacity + 1, hidden_size)
+            self.rows[:, :num_pinned] = weight[self.tracker.pinned_ids]
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Forget all sequences, or those in `rows`: bool [B], or integer positions [m]."""
@@ -156,5 +161,5 @@ class InContextVocab(nn.Module):
             return
         num_sequences, num_slots, _ = rows.shape
         first_slot = torch.arange(0, num_sequences * num_slots, num_slots, device=rows.device)[:, None]
-        new_rows = self.head_weight.index_select(0, change.ids.flatten())
+        new_rows = whole_head(self.head_weight).index_select(0, change.ids.flatten())
         rows.view(num_sequences * num_slots, -1).index_copy_(0, (change.slots + first_slot).flatten(), new_rows)

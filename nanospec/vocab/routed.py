@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nanospec.head_shard import HeadShard, head_shard, whole_head
 from nanospec.ops.cluster_union import cluster_union, clusters_needed
 from nanospec.records import DraftVocab, Observation
 from nanospec.side_stream import SideStream
@@ -37,7 +38,8 @@ class RoutedVocab(nn.Module):
     fixed and no column unused.
 
     Raises ValueError for a router of another head, for numbers of rows that are not in [1, V], and for ahead=True with
-    a router that does not look ahead.
+    a router that does not look ahead; NotImplementedError for a sharded head: what a router picks by rounded states may
+    differ from process to process.
     """
 
     observes: bool = False
@@ -49,13 +51,16 @@ class RoutedVocab(nn.Module):
 
     def __init__(
         self,
-        head_weight: Tensor,
+        head_weight: Tensor | HeadShard,
         router: Router,
         num_rows: int | Sequence[int],
         packed: bool = False,
         ahead: bool | None = None,
     ) -> None:
         super().__init__()
+        if head_shard(head_weight) is not None:
+            raise NotImplementedError("vocab must not be routed over a sharded head")
+        head_weight = whole_head(head_weight)
         router.check_head(head_weight)
         router = copy.deepcopy(router).to(head_weight.device, head_weight.dtype).requires_grad_(False)
         self.head_weight = head_weight.detach()  # a plain attribute: neither saved nor moved with this module

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from nanospec.head_shard import whole_head
 from nanospec.records import DraftVocab, Observation
 from nanospec.vocab.in_context import InContextVocab
 from nanospec.vocab.routed import RoutedVocab
@@ -65,7 +66,7 @@ class RouterAddedVocab(nn.Module):
         self.slots = torch.where(is_added & (end <= width), end - 1, self.capacity)
         ids = tracker.slot_token.scatter(1, self.slots, named)[:, :width]  # slot K takes what is not added
         if rows is not None:
-            rows[0].index_copy_(0, self.slots[0], self.head_weight.index_select(0, named[0]))
+            rows[0].index_copy_(0, self.slots[0], whole_head(self.head_weight).index_select(0, named[0]))
             rows = rows[:, :width]
         count = tracker.count + (self.slots < self.capacity).sum(1, dtype=torch.int32)
         return DraftVocab(ids, count, rows)
@@ -83,7 +84,7 @@ def _check(policy: InContextVocab, routed: RoutedVocab, num_added: int) -> None:
         raise TypeError(f"policy must be an InContextVocab for a router to add to, got {type(policy).__name__}")
     if policy.tracker.batch_size != 1:
         raise ValueError(f"policy must be of one sequence, got {policy.tracker.batch_size}")
-    routed.router.check_head(policy.head_weight)
+    routed.router.check_head(whole_head(policy.head_weight))
     if len(set(routed.num_rows)) > 1:
         raise ValueError(f"routed must name as many rows at every level, got {routed.num_rows}")
     if not 1 <= num_added <= routed.num_rows[0]:

@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.stopping_criteria import MaxTimeCriteria
 
 from nanospec.integrations.transformers.call import GenerateCall
+from nanospec.tensor_parallel import ranks_of
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 # Settings that lead to other modes.
@@ -48,6 +49,12 @@ def refuse_unsupported_call(call: GenerateCall) -> None:
     if call.withheld.get("synced_gpus"):
         raise NotImplementedError(
             "synced_gpus must be off, got True: processes that wait for each other are not supported"
+        )
+    num_ranks = ranks_of(call.model).size
+    if num_ranks > 1:
+        raise NotImplementedError(
+            f"model must be whole here, got one that is tensor parallel over {num_ranks} ranks: "
+            "SpeculativeDecoder takes it"
         )
     for processor in call.processors:
         if isinstance(processor, InfNanRemoveLogitsProcessor):
