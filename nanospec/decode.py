@@ -24,9 +24,16 @@ from nanospec.checkpoints.mtp import own_checkpoint
 from nanospec.checkpoints.target import load_target
 from nanospec.checkpoints.tokenizer import encode_prompt
 from nanospec.compiled_drafter import refuse_uncompiled
-from nanospec.decoder_options import TreeArgument, as_tree_shape, checked_temperature, eos_ids_of, resolve_cuda_graph
+from nanospec.decoder_options import (
+    TreeArgument,
+    as_tree_shape,
+    checked_temperature,
+    eos_ids_of,
+    resolve_cuda_graph,
+    vocab_of_draft,
+)
 from nanospec.demo import DRAFT_DIRECTORIES, DRAFT_DIRECTORY, TARGET_DIRECTORY, VOCAB_SIZE
-from nanospec.drafters.drafter import Drafter, HasHead, HasOwnCache, deepest_tree
+from nanospec.drafters.drafter import Drafter, HasOwnCache, deepest_tree
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.drafters.joined_drafter import join_prompt_lookup
 from nanospec.drafters.mtp import NATIVE_MTP
@@ -46,10 +53,9 @@ from nanospec.tree_growers import TreeGrowers, model_of
 from nanospec.tree_shape import TreeShape, default_tree_shape
 from nanospec.tree_tuning import tune_tree_shape
 from nanospec.vocab.adaptive import policy_below
-from nanospec.vocab.none import NoVocab
 from nanospec.vocab.reduced import ReducedVocab
 from nanospec.vocab.static_list import read_static_list
-from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector, fewest_rows
+from nanospec.vocab_selector import VocabSelector, fewest_rows
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
 GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks.md has accept lengths, beside those of 1
@@ -116,7 +122,7 @@ class SpeculativeDecoder:
             drafter = drafter.with_own_cache() if isinstance(drafter, HasOwnCache) else drafter
         self.target, self.drafter, self.tokenizer = target, drafter, tokenizer
         self.num_top, self.capacity, self.frequent_ids = num_top, min(capacity, target.vocab_size), frequent_ids
-        self.vocab = self._build_vocab(vocab)
+        self.vocab = vocab_of_draft(vocab, target, model, self.capacity, frequent_ids)
         if compiled_by is not None:
             refuse_uncompiled(drafter, self.vocab)
         self.draft_temperature = checked_temperature(draft_temperature)
@@ -217,20 +223,6 @@ class SpeculativeDecoder:
             self._asked_cuda_graph,
             self.draft_temperature,
         )
-
-    def _build_vocab(self, vocab: str | VocabSelector) -> VocabSelector:
-        """The policy over the head that drafts: the target's, or the drafter's own with its own ids."""
-        drafter, target = model_of(self.drafter), self.target
-        if isinstance(drafter, PromptLookupDrafter):  # scores nothing; what is asked for must be right all the same
-            build_vocab_selector(vocab, target.head_weight, self.capacity, False, self.frequent_ids)
-            return NoVocab(target.vocab_size, target.device)
-        if not isinstance(drafter, HasHead):
-            return build_vocab_selector(vocab, target.head_weight, self.capacity, frequent_ids=self.frequent_ids)
-        weight, ids = drafter.head.weight, drafter.target_ids
-        capacity = min(self.capacity, weight.shape[0])
-        if ids is None:
-            return build_vocab_selector(vocab, weight, capacity, frequent_ids=self.frequent_ids)
-        return build_reduced_vocab(vocab, weight, ids, target.vocab_size, capacity, self.frequent_ids)
 
     def warm_up(self) -> None:
         """Decode a few tokens, so that the first request does not wait for compilation or for memory."""

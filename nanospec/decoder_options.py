@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nanospec.drafters.drafter import Drafter, FixedShapeDrafter
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, HasHead
+from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 from nanospec.static_tree import StaticTree
 from nanospec.target import Target
 from nanospec.target_families import family_of
@@ -21,7 +23,7 @@ from nanospec.vocab.routed import RoutedVocab
 from nanospec.vocab.router_added import RouterAddedVocab
 from nanospec.vocab.static import StaticVocab
 from nanospec.vocab.with_prior import PriorVocab
-from nanospec.vocab_selector import VocabSelector
+from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vocab_selector
 
 TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
 
@@ -37,6 +39,25 @@ OUR_VOCABULARIES = (
     RouterAddedVocab,
     StaticVocab,
 )
+
+
+def vocab_of_draft(
+    vocab: str | VocabSelector, target: Target, drafter: Drafter, capacity: int, frequent_ids: Tensor | None
+) -> VocabSelector:
+    """The policy over the head that drafts: the target's, or the drafter's own with its own ids.
+
+    Raises as `build_vocab_selector`.
+    """
+    if isinstance(drafter, PromptLookupDrafter):  # scores nothing; what is asked for must be right all the same
+        build_vocab_selector(vocab, target.head_weight, capacity, False, frequent_ids)
+        return NoVocab(target.vocab_size, target.device)
+    if not isinstance(drafter, HasHead):
+        return build_vocab_selector(vocab, target.head_weight, capacity, frequent_ids=frequent_ids)
+    weight, ids = drafter.head.weight, drafter.target_ids
+    capacity = min(capacity, weight.shape[0])
+    if ids is None:
+        return build_vocab_selector(vocab, weight, capacity, frequent_ids=frequent_ids)
+    return build_reduced_vocab(vocab, weight, ids, target.vocab_size, capacity, frequent_ids)
 
 
 def resolve_cuda_graph(cuda_graph: bool | None, target: Target, drafter: Drafter, vocab: VocabSelector) -> bool:
