@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanospec.checkpoints.draft_ids import read_id_list
 from nanospec.checkpoints.draft_vocab_map import read_vocab_map
@@ -17,6 +17,7 @@ from nanospec.integrations.vllm.active_head import ActiveHead, HeadShard, best_i
 from nanospec.integrations.vllm.eagle_biases import FcBias, clear_biases
 from nanospec.integrations.vllm.request_rows import RequestRows
 from nanospec.integrations.vllm.settings import FREQUENT_IDS_FILE, VllmSettings, read_settings
+from nanospec.vocab.static_list import TENSOR_NAME
 
 log = logging.getLogger("vllm.nanospec")
 
@@ -37,9 +38,14 @@ class InContextDraft:
         self._is_checked = not self._settings.is_on
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        """As vLLM's, after which the buffers exist, so that its memory profile counts them."""
+        """As vLLM's, after which the buffers exist, so that its memory profile counts them.
+
+        vLLM reads every .safetensors file beside the draft, a list of frequent ids, too: that is no weight.
+        """
         clear_biases(self)  # type: ignore[arg-type]
-        loaded = super().load_weights(weights)  # type: ignore[misc]
+        loaded = super().load_weights(  # type: ignore[misc]
+            (name, weight) for name, weight in weights if name != TENSOR_NAME
+        )
         if self._settings.is_on:
             self._head = self._new_head()
         return loaded
@@ -84,14 +90,19 @@ class InContextDraft:
 
     def _head_inputs(self, hidden_states: Tensor, spec_step_idx: int) -> tuple[Any, Tensor, Any]:
         """vLLM's head module, what it is applied to, and the processor of its logits."""
+        lm_head, norm = self._lm_head_and_norm(spec_step_idx)
+        processor = getattr(self, "logits_processor", None) or self.model.logits_processor  # type: ignore[attr-defined]
+        return lm_head, norm(hidden_states), processor
+
+    def _lm_head_and_norm(self, spec_step_idx: int) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """The head module, and what comes before it: nothing, or the final norm of an MTP layer that keeps both."""
         inner: Any = self.model  # type: ignore[attr-defined]
-        processor = getattr(self, "logits_processor", None) or inner.logits_processor
-        first = getattr(inner, "mtp_start_layer_idx", None)
-        if first is not None and hasattr(inner, "layers"):
-            layer = inner.layers[str(first + spec_step_idx % inner.num_mtp_layers)]
+        layers = getattr(inner, "layers", None)
+        if isinstance(layers, nn.ModuleDict) and hasattr(inner, "mtp_start_layer_idx"):
+            layer: Any = layers[str(inner.mtp_start_layer_idx + spec_step_idx % inner.num_mtp_layers)]
             if hasattr(layer, "shared_head"):
-                return layer.shared_head.head, layer.shared_head(hidden_states), processor
-        return self.lm_head, hidden_states, processor  # type: ignore[attr-defined]
+                return layer.shared_head.head, layer.shared_head
+        return self.lm_head, lambda hidden_states: hidden_states  # type: ignore[attr-defined]
 
     def _draft_vocab_size(self) -> int:
         """Columns of the logits that vLLM's own compute_logits gives."""
@@ -120,11 +131,8 @@ class InContextDraft:
         from vllm.model_executor.layers.linear import UnquantizedLinearMethod
         from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
-        inner: Any = self.model  # type: ignore[attr-defined]
-        layers, first = getattr(inner, "layers", None), getattr(inner, "mtp_start_layer_idx", None)
-        shared = None if first is None or layers is None else getattr(layers[str(first)], "shared_head", None)
-        lm_head = self.lm_head if shared is None else shared.head  # type: ignore[attr-defined]
-        processor = getattr(self, "logits_processor", None) or inner.logits_processor
+        lm_head, _ = self._lm_head_and_norm(0)
+        processor = getattr(self, "logits_processor", None) or self.model.logits_processor  # type: ignore[attr-defined]
         method = getattr(lm_head, "quant_method", None)
         if not isinstance(method, UnquantizedEmbeddingMethod | UnquantizedLinearMethod):
             return f"lm_head must not be quantized, got {type(method).__name__}"
