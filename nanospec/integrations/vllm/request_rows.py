@@ -54,6 +54,7 @@ class RequestRows:
         self._owner: dict[str, object] = {}
         self._free = list(range(max_requests))
         self._may_be_empty: set[str] = set()
+        self._last_index: tuple[list[str], Tensor] | None = None  # batches rarely change
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +95,7 @@ class RequestRows:
         for request_id in gone:
             heapq.heappush(self._free, self._row_of.pop(request_id))
             del self._owner[request_id]
+            self._last_index = None
             self._may_be_empty.discard(request_id)
 
     def admit(self, request_id: str, token_ids: Sequence[int], owner: object = None) -> None:
@@ -133,7 +135,10 @@ class RequestRows:
 
     def row_index(self, request_ids: Sequence[str]) -> Tensor:
         """int64 [B]: the row of each. Raises KeyError for a request without one."""
-        return torch.tensor([self._row_of[request_id] for request_id in request_ids], device=self.device)
+        if self._last_index is None or self._last_index[0] != list(request_ids):
+            index = torch.tensor([self._row_of[request_id] for request_id in request_ids], device=self.device)
+            self._last_index = list(request_ids), index
+        return self._last_index[1]
 
     def any_empty(self, request_ids: Sequence[str]) -> bool:
         """Whether one of them has no id that the draft can say.
@@ -143,7 +148,7 @@ class RequestRows:
         suspects = [request_id for request_id in request_ids if request_id in self._may_be_empty]
         if not suspects:
             return False
-        counts = self.tracker.count[self.row_index(suspects)].tolist()
+        counts = self.tracker.count[[self._row_of[request_id] for request_id in suspects]].tolist()
         self._may_be_empty.difference_update(
             request_id for request_id, count in zip(suspects, counts, strict=True) if count
         )
