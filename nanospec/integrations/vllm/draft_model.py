@@ -36,18 +36,21 @@ class InContextDraft:
         self._settings = read_settings(os.environ, vllm_config.additional_config)
         self._head: ActiveHead | None = None
         self._is_checked = not self._settings.is_on
+        self._is_loaded = False
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         """As vLLM's, after which the buffers exist, so that its memory profile counts them.
 
         vLLM reads every .safetensors file beside the draft, a list of frequent ids, too: that is no weight.
         """
-        clear_biases(self)  # type: ignore[arg-type]
+        if not self._is_loaded:  # afterwards weights may be replaced one by one
+            clear_biases(self)  # type: ignore[arg-type]
         loaded = super().load_weights(  # type: ignore[misc]
             (name, weight) for name, weight in weights if name != TENSOR_NAME
         )
-        if self._settings.is_on:
+        if self._settings.is_on and not self._is_loaded:
             self._head = self._new_head()
+        self._is_loaded = True
         return loaded
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 FC_BIAS = "fc.bias"
+log = logging.getLogger("vllm.nanospec")
 
 
 class BiasedLinear(nn.Module):
@@ -49,10 +51,19 @@ class FcBias:
                 yield name, weight
 
     def add_to(self, inner_model: Any) -> bool:
-        """Whether there was one, now part of `inner_model.fc`. Raises ValueError for a bias of another shape."""
-        if self.bias is None or getattr(inner_model.fc, "bias", None) is not None:
+        """Whether there was one, now part of `inner_model.fc`. A quantized fc is left as vLLM makes it, with a warning.
+
+        Raises ValueError for a bias of another shape.
+        """
+        if self.bias is None:
             return False
-        weight = inner_model.fc.weight
+        if isinstance(inner_model.fc, BiasedLinear):  # loaded anew
+            inner_model.fc.bias.data.copy_(self.bias)
+            return True
+        weight = getattr(inner_model.fc, "weight", None)
+        if weight is None or not weight.is_floating_point():
+            log.warning("nanospec: fc.bias of the draft is left out, as its fc is quantized")
+            return False
         if self.bias.shape != weight.shape[:1]:
             raise ValueError(f"draft fc.bias must be [{weight.shape[0]}], got shape {tuple(self.bias.shape)}")
         inner_model.fc = BiasedLinear(inner_model.fc, self.bias.to(weight.device, weight.dtype))

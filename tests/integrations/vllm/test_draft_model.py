@@ -144,10 +144,9 @@ class TestReducedDraft:
 
     def test_a_map_that_repeats_an_id_is_refused(self):
         draft = self.draft()
-        draft.draft_id_to_target_id[1] = 1 - 0
-        draft.draft_id_to_target_id[0] = 2
+        draft.draft_id_to_target_id[0] = self.sayable[1]
         with pytest.raises(ValueError, match="draft d2t must lead to distinct ids, got 1 repetitions"):
-            draft.load_weights([])
+            draft._new_head()
 
 
 class TestHybrid:
@@ -197,6 +196,15 @@ class TestEagleBiases:
         assert torch.equal(draft.model.fc(states), plain + bias)
         assert draft._vllm_config.additional_config["nanospec_fc_bias"]  # a compiled graph of its own
 
+    def test_weights_may_be_replaced_later_one_by_one(self):
+        draft, bias = InContextPlainEagle(vllm_config=vllm_config()), torch.arange(float(HIDDEN))
+        draft.load_weights([("model.o_proj.bias", bias), ("fc.bias", bias)])
+        head = draft.head_now()
+        draft.load_weights([("fc.bias", 2 * bias)])
+        assert torch.equal(draft.model.o_proj.bias, bias.double())
+        assert torch.equal(draft.model.fc.bias, 2 * bias.double())
+        assert draft.head_now() is head
+
     def test_the_bias_of_fc_is_added_where_the_plugin_is_off_by_config(self):
         draft, bias = InContextPlainEagle(vllm_config=vllm_config(off=True)), torch.ones(HIDDEN)
         draft.load_weights([("fc.bias", bias)])
@@ -206,3 +214,10 @@ class TestEagleBiases:
         draft = InContextPlainEagle(vllm_config=vllm_config())
         with pytest.raises(ValueError, match=rf"draft fc.bias must be \[{HIDDEN}\], got shape \(3,\)"):
             draft.load_weights([("fc.bias", torch.ones(3))])
+
+    def test_a_quantized_fc_is_left_as_it_is_with_a_warning(self, caplog):
+        draft = InContextPlainEagle(vllm_config=vllm_config())
+        draft.model.fc = fc = torch.nn.Identity()
+        draft.load_weights([("fc.bias", torch.ones(HIDDEN))])
+        assert draft.model.fc is fc
+        assert "fc.bias of the draft is left out" in caplog.text
