@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 import tomllib
 from importlib import import_module
@@ -100,8 +99,3 @@ def test_the_package_names_its_entry_point():
     module, _, function = project["entry-points"]["vllm.general_plugins"]["nanospec"].partition(":")
     assert getattr(import_module(module), function) is register
     assert project["optional-dependencies"]["vllm"] == [f"vllm{RANGE}"]
-
-
-def test_importing_the_package_needs_no_vllm():
-    program = "import sys; sys.modules['vllm'] = None; import nanospec.integrations.vllm.runner_hooks; import nanospec"
-    subprocess.run([sys.executable, "-c", program], check=True)
