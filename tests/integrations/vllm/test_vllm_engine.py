@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from nanospec.demo import TARGET_DIRECTORY
+from nanospec.demo import DRAFT_DIRECTORIES, TARGET_DIRECTORY
 from nanospec.vocab.static_list import read_static_list
 
 pytestmark = pytest.mark.with_vllm
@@ -86,6 +86,18 @@ def test_sampled_drafts_in_a_compiled_engine_stay_inside(run_engine, pair):
     assert_drafts_are_inside(result)
     assert result["metrics"]["num_accepted_tokens"] > 0
     assert all(len(token_ids) == sampling["max_tokens"] for token_ids in result["token_ids"])
+
+
+def test_eagle3_drafts_are_accepted_as_often_and_leave_the_output_as_it_is(run_engine, pair):
+    own = run_engine(str(DRAFT_DIRECTORIES["eagle3"]), "eagle3", OFF)
+    hybrid = run_engine(str(DRAFT_DIRECTORIES["eagle3"]), "eagle3", HYBRID | {"NANOSPEC_FREQUENT_IDS": pair["list"]})
+    assert hybrid["token_ids"] == own["token_ids"]
+    assert_drafts_are_inside(hybrid)
+    print(
+        f"\nEAGLE-3 acceptance: own {acceptance(own):.3f}, hybrid:1024 {acceptance(hybrid):.3f}"
+        f"\ndraft head, ms per step: own {own['head_ms_per_step']:.2f}, hybrid {hybrid['head_ms_per_step']:.2f}"
+    )
+    assert acceptance(hybrid) >= LEAST_ACCEPTANCE * acceptance(own)
 
 
 def save_random_eagle3(directory: Path, target_ids: torch.Tensor) -> str:
