@@ -84,7 +84,6 @@ def test_sampled_drafts_in_a_compiled_engine_stay_inside(run_engine, pair):
     engine = {"enforce_eager": False, "speculative_config": speculative}
     result = run_engine(pair["draft"], "eagle", HYBRID, sampling, engine)
     assert_drafts_are_inside(result)
-    assert result["metrics"]["num_accepted_tokens"] > 0
     assert all(len(token_ids) == sampling["max_tokens"] for token_ids in result["token_ids"])
 
 
