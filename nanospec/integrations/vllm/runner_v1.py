@@ -13,13 +13,14 @@ from nanospec.integrations.vllm.draft_model import InContextDraft
 from nanospec.ops.blocked_topk import blocked_topk
 
 RUNNER = "vllm.v1.worker.gpu_model_runner"
+MARK = "_of_nanospec"  # on what wraps a method of vLLM's
 
 
-def install() -> None:
-    """Wrap `GPUModelRunner._sample`, which the CPU runner inherits; nothing to do where it was not imported."""
+def install() -> bool:
+    """Wrap `GPUModelRunner._sample`, which the CPU runner inherits; whether it is there to be wrapped."""
     module = sys.modules.get(RUNNER)
-    if module is None or hasattr(module.GPUModelRunner._sample, "__wrapped__"):
-        return
+    if module is None or hasattr(module.GPUModelRunner._sample, MARK):
+        return module is not None
     sample = module.GPUModelRunner._sample
 
     @functools.wraps(sample)
@@ -40,7 +41,9 @@ def install() -> None:
         self.drafter.use_local_argmax_reduction = True
         return output
 
+    setattr(sample_and_follow, MARK, True)
     module.GPUModelRunner._sample = sample_and_follow
+    return True
 
 
 def unwrapped(model: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanospec.integrations.vllm.active_head import ActiveHead
 from nanospec.integrations.vllm.draft_model import InContextDraft
-from nanospec.integrations.vllm.runner_v1 import rows_by_request, unwrapped
+from nanospec.integrations.vllm.runner_v1 import MARK, rows_by_request, unwrapped
 from nanospec.ops.blocked_topk import blocked_topk
 
 RUNNER = "vllm.v1.worker.gpu.model_runner"
@@ -26,11 +26,13 @@ SAMPLERS = (
 )
 
 
-def install() -> None:
-    """Wrap runner, samplers and speculator; nothing to do where they were not imported, or are wrapped."""
+def install() -> bool:
+    """Wrap runner, samplers and speculator; whether they are there to be wrapped."""
     runner, speculator = sys.modules.get(RUNNER), sys.modules.get(SPECULATOR)
-    if runner is None or speculator is None or hasattr(runner.GPUModelRunner.sample, "__wrapped__"):
-        return
+    if runner is None or speculator is None:
+        return False
+    if hasattr(runner.GPUModelRunner.sample, MARK):
+        return True
     _wrap(runner.GPUModelRunner, "add_requests", _add_requests)
     _wrap(runner.GPUModelRunner, "sample", _sample)
     for module, name in SAMPLERS:
@@ -38,6 +40,7 @@ def install() -> None:
             _wrap(getattr(sys.modules[module], name), "__call__", _keep_top)
     _wrap(speculator.TargetDependentARSpeculator, "capture", _capture)
     _wrap(speculator.TargetDependentARSpeculator, "propose", _propose)
+    return True
 
 
 def _wrap(owner: Any, name: str, around: Any) -> None:
@@ -47,6 +50,7 @@ def _wrap(owner: Any, name: str, around: Any) -> None:
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         return around(original, self, *args, **kwargs)
 
+    setattr(wrapped, MARK, True)
     setattr(owner, name, wrapped)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nanospec.integrations.vllm import runner_v1, runner_v2
+from nanospec.integrations.vllm.runner_hooks import install_hooks
 from nanospec.integrations.vllm.runner_v1 import rows_by_request, top_by_request
 from tests.integrations.vllm.stand_ins import VOCAB_SIZE, active_ids, loaded_draft
 
@@ -70,8 +71,10 @@ def v1(monkeypatch):
     module = ModuleType(runner_v1.RUNNER)
     module.GPUModelRunner = type("GPUModelRunner", (RunnerV1,), {"_sample": RunnerV1._sample})
     monkeypatch.setitem(sys.modules, runner_v1.RUNNER, module)
-    runner_v1.install()
-    runner_v1.install()  # loaded again, nothing is wrapped twice
+    assert runner_v1.install()
+    wrapped = module.GPUModelRunner._sample
+    assert runner_v1.install()  # loaded again
+    assert module.GPUModelRunner._sample is wrapped
     return module.GPUModelRunner
 
 
@@ -122,6 +125,13 @@ class TestV1:
         off = v1(loaded_draft(off=True))
         off.step({"a": [3]}, None)
         assert not off.drafter.use_local_argmax_reduction
+
+
+def test_a_process_without_a_known_runner_says_so(monkeypatch, caplog):
+    for name in (runner_v1.RUNNER, runner_v2.RUNNER):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    install_hooks()
+    assert "no model runner that the plugin knows is in use" in caplog.text
 
 
 class RunnerV2:
