@@ -34,7 +34,7 @@ $(VLLM_INSTALLED): pyproject.toml .ci/vllm-requirements.txt
 	@touch $@
 
 test-vllm: $(VLLM_INSTALLED)  ## the vLLM plugin inside vLLM, on the CPU, in an environment of its own
-	$(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm -p no:xdist -s
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm -p no:xdist -s
 
 lint: $(INSTALLED)  ## ruff check, ruff format, mypy
 	$(BIN)/ruff check .
