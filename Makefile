@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm lint bench package clean clean-venv
+.PHONY: help demo test test-vllm lint docs bench package clean clean-venv
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,10 +37,15 @@ $(VLLM_INSTALLED): pyproject.toml .ci/vllm-requirements.txt
 test-vllm: $(VLLM_INSTALLED)  ## the vLLM plugin inside vLLM, on the CPU, in an environment of its own
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm -p no:xdist -s
 
-lint: $(INSTALLED)  ## ruff check, ruff format, mypy
+# The documents are built to check their links and headings; a warning is an error.
+lint: $(INSTALLED)  ## ruff check, ruff format, mypy, the links of the documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MKDOCS) build --strict --site-dir build/site
+
+docs: $(INSTALLED)  ## the documents as a site to read, site/index.html
+	$(MKDOCS) build --strict
 
 bench: $(INSTALLED)  ## timings of the operators
 	$(BIN)/python -m pytest bench -o python_files='bench_*.py'
@@ -48,7 +54,7 @@ package:  ## build sdist and wheel, install the wheel into an empty environment
 	PYTHON=$(PYTHON) .ci/package
 
 clean:  ## remove caches and build outputs
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(VLLM_VENV)/*' -prune -exec rm -rf {} +
 
 clean-venv:  ## remove the environment
