@@ -46,7 +46,7 @@ class StaticTree:
     def from_rates(cls, rates: Sequence[Sequence[float]], num_nodes: int) -> StaticTree:
         """The tree of `num_nodes` nodes, the root included, with the most accepted tokens per step.
 
-        rates[d][r]: how often rank r of the d-th level below the root is right, if its parent is. A path is right as
+        `rates[d][r]`: how often rank r of the d-th level below the root is right, if its parent is. A path is right as
         often as the product of its rates (Medusa, section 2.3.3), and no child more often than its parent, so taking
         the best next node over and over gives the best tree. Of equal ones the shallower, then the smaller rank.
 
