@@ -10,6 +10,7 @@ from transformers.initialization import no_init_weights
 from bench.gpu.sizes import PairSize
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
 from nanospec.gathered_head import GatheredHead
+from nanospec.planning.random_decoder import draw_tiles
 from nanospec.target import Target
 
 CONTEXT_WINDOW = 8192
@@ -27,19 +28,10 @@ def random_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> T
 
 def tiled_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> Target:
     """As `random_target`, its matrices filled with copies of a million random numbers: a CPU is slow to draw more."""
-    torch.manual_seed(0)
     with torch.device(device), no_init_weights():
         model = AutoModelForCausalLM.from_config(_config(size), dtype=dtype, attn_implementation="sdpa")
-        tile = torch.randn(2**20 + 1, dtype=dtype) * size.hidden_size**-0.5  # odd: rows of a matrix differ
     model.tie_weights()  # left out with the drawing
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0)
-                continue
-            for part in parameter.view(-1).split(tile.shape[0]):
-                part.copy_(tile[: part.shape[0]])
-    return Target(model.requires_grad_(False))
+    return Target(draw_tiles(model).requires_grad_(False))
 
 
 def random_drafter(

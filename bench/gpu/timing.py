@@ -59,11 +59,12 @@ def captured(call: Call, device: torch.device) -> Call:
 
 
 def time_sides(
-    sides: Mapping[str, Call], device: torch.device, num_rounds: int, sample_s: float
+    sides: Mapping[str, Call], device: torch.device, num_rounds: int, sample_s: float, in_a_row: bool = False
 ) -> dict[str, Quartiles]:
     """Seconds per call of every side: one sample per round, the order of the sides rotating from round to round.
 
     A sample repeats its side until it takes about `sample_s`; how often is found in samples that are not kept.
+    in_a_row: a call that is not counted comes before each sample, for what always follows another of its kind.
     """
     names = list(sides)
     repeats = {}
@@ -75,6 +76,8 @@ def time_sides(
     for turn in range(num_rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            if in_a_row:
+                sides[name]()
             samples[name].append(_sample(sides[name], repeats[name], device))
     return {name: Quartiles.of(values) for name, values in samples.items()}
 

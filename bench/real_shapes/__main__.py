@@ -22,7 +22,8 @@ from bench.real_shapes.stages import PLAIN, STEP, TARGET, measure_drafts, measur
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.machine import describe_machine
 from nanospec.decode import SpeculativeDecoder
-from nanospec.planning.calibrate import measure_cpu, small_decoder
+from nanospec.planning.calibrate import measure_cpu
+from nanospec.planning.random_decoder import SMALL, random_decoder
 from nanospec.planning.step_cost import step_cost
 from nanospec.tree_shape import TreeShape, parse_tree_shape
 
@@ -102,7 +103,7 @@ def _measure_pair(pair: RandomPair, sizes: RealSizes, tree: TreeShape | None, is
 
 
 def _small_accepting() -> SpeculativeDecoder:
-    return small_decoder(1, TreeShape(2, 4, 8))
+    return random_decoder(SMALL._replace(num_layers=1, tree=TreeShape(2, 4, 8)))
 
 
 def _sweep(pair: RandomPair, sizes: RealSizes, report: dict[str, Any], deadline: Deadline, out: Path) -> None:

@@ -26,6 +26,7 @@ LEVEL, DRAFT, TARGET, STEP = "draft level", "whole draft", "target", "step"
 VERIFY, PLAIN = "verify", "plain decoding, one token"
 STAGE_NAMES = ("draft", "verify", "vocabulary", "other")
 ONE_CALL = 1e-9  # of a sample: one call each, a draft takes long enough
+LEVELS_S = 0.03  # of a sample of levels
 Rows = dict[str, dict[str, Any]]  # side -> times and prediction
 
 
@@ -43,11 +44,13 @@ def beside(times: Quartiles, predicted_s: float) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_drafts(pair: RandomPair, sizes: RealSizes, tree: TreeShape, device: Device) -> dict[str, Rows]:
-    """Levels and drafts of every side in turn, through the decoder's own head, search and tree."""
+    """Levels and drafts of every side in turn, through the decoder's own head, search and tree. A level in the
+    middle of a draft follows another one, and so does each that is timed."""
     bed = DraftBed(pair.drafter, tree, sizes.context_length)
     sides = children_by_side(bed, vocabularies(sizes, pair.target.head_weight))
     deep = DraftBed(pair.drafter, tree._replace(depth=max(tree.depth, 2)), sizes.context_length)  # has a level to run
-    levels = time_sides({name: deep.level(side) for name, side in sides.items()}, CPU, sizes.rounds, ONE_CALL)
+    calls = {name: deep.level(side) for name, side in sides.items()}
+    levels = time_sides(calls, CPU, sizes.rounds, LEVELS_S, in_a_row=True)
     drafts = time_sides({name: partial(bed.draft, side) for name, side in sides.items()}, CPU, sizes.rounds, ONE_CALL)
     expected = pair.expected_on(device, tree, sizes.context_length)
     rows = rows_of_sides(sizes, pair.target_sizes.num_ids)

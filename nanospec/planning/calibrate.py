@@ -1,8 +1,9 @@
-"""The numbers of this machine's CPU, measured in under 20 seconds: products, attention, searches, and what calls cost.
+"""The numbers of this machine's CPU, measured in about 20 seconds: products, attention, searches, and what calls cost.
 
 Nothing of the pair that is planned is run. Products are timed over matrices of one shape, in loops that fit into a
-cache and in loops that do not, and over small ones; overheads are those of a decoder so small that nothing else takes
-time.
+cache and in loops that do not, with many inputs and with few; overheads are those of a decoder so small that nothing
+else takes time. Between the other operations of a layer products take longer than in a loop of their own; how much,
+two decoders of middling sizes show.
 """
 
 from __future__ import annotations
@@ -10,51 +11,56 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from nanospec.cli.machine import cpu_model
-from nanospec.decode import SpeculativeDecoder
-from nanospec.drafters.eagle import EagleDrafter, EagleShape
-from nanospec.gathered_head import GatheredHead
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.ops.gathered_linear import gathered_linear, rows_linear
-from nanospec.planning.device import Device, Overheads, RowCurve
+from nanospec.planning.device import Device, LoopRates, RowCurve
 from nanospec.planning.model_sizes import BYTES_PER_WEIGHT
-from nanospec.target import Target
+from nanospec.planning.random_decoder import DTYPE, DecoderSizes, measure_layer_factor, measure_overheads
 from nanospec.tree_drafter import best_children, sharpen
-from nanospec.tree_shape import TreeShape
 
-DTYPE = torch.bfloat16
+NUM_NODES = 8  # of a level, for what is measured at one number of rows
+LARGEST_KEPT = 30_000_000  # bytes; glibc learns from blocks below 32 MiB
 
 
 class Effort(NamedTuple):
     """How much is measured.
 
-    matrix, small_matrix    outputs and inputs of the products; footprints: bytes of the loops over them
+    matrix, short_inputs    outputs and inputs of the products; inputs of a matrix with as many outputs
+    footprints              bytes of the loops over them
     cached_tokens, columns  of attention and searches
     overhead_steps          decoding steps of the small decoder
+    decoders, decoder_steps what shows how long products take within layers: sizes, and steps of each
     """
 
     matrix: tuple[int, int] = (4096, 2048)
-    small_matrix: tuple[int, int] = (1024, 1024)
-    footprints: tuple[float, ...] = (17e6, 134e6, 805e6)
+    short_inputs: int = 512
+    footprints: tuple[float, ...] = (17e6, 68e6, 101e6, 135e6, 806e6)
     num_rows: tuple[int, ...] = (1, 4, 8, 32, 64, 128)
     cached_tokens: int = 1024
     columns: tuple[int, int, int] = (256, 4096, 65_536)
     gathered_rows: int = 2048
     overhead_steps: int = 24
-    sample_s: float = 0.25
+    decoders: tuple[DecoderSizes, ...] = (
+        DecoderSizes(1024, 3072, 12, 16, 64, 65_536),
+        DecoderSizes(2048, 8192, 6, 16, 128, 65_536),
+    )
+    decoder_steps: int = 6
+    sample_s: float = 0.2
 
 
-SMALL_EFFORT = Effort((64, 64), (32, 32), (16e3, 64e3), (1, 8), 16, (32, 64, 512), 32, 2, 1e-3)  # for trying it out
+SMALL_EFFORT = Effort(  # for trying it out
+    (64, 64), 16, (16e3, 64e3), (1, 8), 16, (32, 64, 512), 32, 2, (DecoderSizes(64, 64, 2, 2, 16, 512),), 2, 1e-3
+)
 
 
 @torch.inference_mode()
@@ -62,12 +68,10 @@ def measure_cpu(effort: Effort | None = None) -> Device:
     """This machine's CPU, with as many threads as torch uses now."""
     effort = effort or Effort()
     narrow, wide, best = _logit_seconds(effort)
-    weights = _weight_curves(effort)
-    return Device(
+    device = Device(
         name="measured",
         source=f"this machine: {cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        weights=weights,
-        product_s=_product_seconds(effort, weights),
+        weights=_loop_rates(effort),
         attention=_attention_curve(effort),
         bytes_per_s=_copy_rate(effort),
         gather_s=_gather_seconds(effort),
@@ -75,8 +79,10 @@ def measure_cpu(effort: Effort | None = None) -> Device:
         wide_logit_s=wide,
         best_logit_s=best,
         activation_s=_activation_seconds(effort),
-        overheads=_overheads(effort.overhead_steps),
+        overheads=measure_overheads(effort.overhead_steps),
     )
+    factors = [measure_layer_factor(device, sizes, effort.decoder_steps) for sizes in effort.decoders]
+    return replace(device, layer_factor=statistics.mean(factors))
 
 
 def _seconds(call: Callable[[], object], sample_s: float) -> float:
@@ -91,34 +97,31 @@ def _seconds(call: Callable[[], object], sample_s: float) -> float:
     return statistics.median(timings)
 
 
-def _weight_curves(effort: Effort) -> tuple[tuple[float, RowCurve], ...]:
-    """By footprint; a loop over more bytes is never faster than one over fewer."""
+def _loop_rates(effort: Effort) -> tuple[LoopRates, ...]:
+    """Per footprint: two matrices with as many outputs, one with fewer inputs, tell bytes from outputs. A loop over
+    more bytes is never faster than one over fewer."""
     outputs, inputs = effort.matrix
-    matrix_bytes = outputs * inputs * BYTES_PER_WEIGHT
-    pool = torch.empty(round(max(effort.footprints) / matrix_bytes), outputs, inputs, dtype=DTYPE).fill_(0.01)
-    slowest = dict.fromkeys(effort.num_rows, 0.0)
-    curves = []
+    pool = torch.empty(round(max(effort.footprints) / BYTES_PER_WEIGHT), dtype=DTYPE).fill_(0.01)
+
+    def product_seconds(inputs: int, num_rows: int, footprint: float) -> float:
+        """Of one product, in a loop over so many bytes of such matrices."""
+        num_matrices = max(1, int(footprint / (outputs * inputs * BYTES_PER_WEIGHT)))
+        matrices = pool[: num_matrices * outputs * inputs].view(num_matrices, outputs, inputs).unbind()
+        states = torch.full((num_rows, inputs), 0.01, dtype=DTYPE)
+        return _seconds(partial(_multiply, states, matrices), effort.sample_s) / num_matrices
+
+    num_bytes, fewer_bytes = (outputs * size * BYTES_PER_WEIGHT for size in (inputs, effort.short_inputs))
+    slowest, output_s = dict.fromkeys(effort.num_rows, 0.0), 0.0
+    rates = []
     for footprint in effort.footprints:
-        matrices = pool[: max(1, round(footprint / matrix_bytes))].unbind()
-        for num_rows in effort.num_rows:
-            states = torch.full((num_rows, inputs), 0.01, dtype=DTYPE)
-            seconds = _seconds(partial(_multiply, states, matrices), effort.sample_s)
-            per_byte = seconds / (len(matrices) * matrix_bytes)
-            slowest[num_rows] = max(slowest[num_rows], per_byte)
-        curves.append((footprint, RowCurve.of(list(slowest.items()))))
-    return tuple(curves)
-
-
-def _product_seconds(effort: Effort, weights: tuple[tuple[float, RowCurve], ...]) -> float:
-    """What small matrices take beyond their bytes at the rate of large ones, and beyond a call: that is an overhead."""
-    (outputs, inputs), num_rows = effort.small_matrix, 8
-    footprint, curve = weights[-1]
-    matrix_bytes = outputs * inputs * BYTES_PER_WEIGHT
-    pool = torch.empty(round(footprint / matrix_bytes), outputs, inputs, dtype=DTYPE).fill_(0.01)
-    states, tiny = torch.full((num_rows, inputs), 0.01, dtype=DTYPE), torch.full((32, 32), 0.01, dtype=DTYPE)
-    seconds = _seconds(partial(_multiply, states, pool.unbind()), effort.sample_s) / pool.shape[0]
-    call = _seconds(partial(_multiply, tiny[:num_rows], (tiny,) * 100), effort.sample_s / 4) / 100
-    return max(seconds - matrix_bytes * curve.seconds(num_rows) - call, 0.0)
+        long = {num_rows: product_seconds(inputs, num_rows, footprint) for num_rows in effort.num_rows}
+        short = product_seconds(effort.short_inputs, NUM_NODES, footprint)
+        byte_s = max(long[NUM_NODES] - short, 0.0) / (num_bytes - fewer_bytes)
+        output_s = max(output_s, (short - fewer_bytes * byte_s) / outputs)
+        for num_rows, seconds in long.items():
+            slowest[num_rows] = max(slowest[num_rows], (seconds - outputs * output_s) / num_bytes, 1e-15)
+        rates.append(LoopRates(footprint, RowCurve.of(list(slowest.items())), output_s))
+    return tuple(rates)
 
 
 def _multiply(states: Tensor, matrices: tuple[Tensor, ...]) -> None:
@@ -134,41 +137,54 @@ def _copy_rate(effort: Effort) -> float:
 
 
 def _attention_curve(effort: Effort) -> RowCurve:
-    """Of eight heads whose keys and values four queries share each, copied for each of them as transformers does."""
-    num_tokens, groups = effort.cached_tokens, 4
-    keys, values = torch.full((2, 1, 8, num_tokens, 64), 0.1, dtype=DTYPE)
+    """Of eight heads whose keys and values four queries share each, copied for each of them as transformers does. Every
+    layer reads a cache of its own."""
+    num_tokens, num_layers, groups = effort.cached_tokens, 24, 4
+    caches = torch.full((num_layers, 2, 1, 8, num_tokens, 64), 0.1, dtype=DTYPE)
     width = 8 * groups * 64
 
     def attend(query: Tensor, mask: Tensor) -> None:
-        each_key, each_value = (
-            part[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for part in (keys, values)
-        )
-        F.scaled_dot_product_attention(query, each_key, each_value, mask)
+        for cache in caches:
+            keys, values = (part[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for part in cache)
+            F.scaled_dot_product_attention(query, keys, values, mask)
 
     points = []
     for num_rows in effort.num_rows:
         query = torch.full((1, 8 * groups, num_rows, 64), 0.1, dtype=DTYPE)
         mask = torch.zeros(1, 1, num_rows, num_tokens, dtype=DTYPE)
-        seconds = _seconds(partial(attend, query, mask), effort.sample_s / 4)
-        points.append((num_rows, seconds / (num_tokens * width)))
+        seconds = _seconds(partial(attend, query, mask), effort.sample_s)
+        points.append((num_rows, seconds / (num_layers * num_tokens * width)))
     return RowCurve.of(points)
 
 
 def _logit_seconds(effort: Effort) -> tuple[float, float, float]:
-    """Per logit: of best children below and from the width of the search by blocks, and of a target's best ids."""
+    """Per logit: of best children below and from the width of the search by blocks, and of a target's best ids. They
+    come behind products, which leave little else in a cache."""
     few, some, many = effort.columns
-    num_nodes, branching, num_top = 8, 8, min(16, few)
+    num_nodes, branching, num_top = NUM_NODES, 8, min(16, few)
+    matrix, states = torch.full(effort.matrix, 0.01, dtype=DTYPE), torch.full((1, effort.matrix[1]), 0.01, dtype=DTYPE)
+    _keep_freed_memory()
 
-    def children(columns: int) -> float:
+    def behind_a_product(search: Callable[[Tensor], object], num_nodes: int, columns: int) -> float:
         logits = torch.randn(1, num_nodes, columns).to(DTYPE)
-        return _seconds(lambda: best_children(sharpen(logits, 0.5), branching), effort.sample_s / 4)
+        return _seconds(lambda: (F.linear(states, matrix), search(logits)), effort.sample_s)
 
-    least = children(few)
-    narrow = (children(some) - least) / (num_nodes * (some - few))
-    wide = (children(many) - least) / (num_nodes * (many - few))
-    logits = torch.randn(32, many).to(DTYPE)
-    best = _seconds(lambda: blocked_topk(logits, num_top), effort.sample_s / 4) / logits.numel()
-    return max(narrow, 1e-12), max(wide, 1e-12), best
+    def children(logits: Tensor) -> object:
+        return best_children(sharpen(logits, 0.5), branching)
+
+    least, more, most = (behind_a_product(children, num_nodes, columns) for columns in effort.columns)
+    narrow, wide = (more - least) / (num_nodes * (some - few)), (most - least) / (num_nodes * (many - few))
+    least, most = (
+        behind_a_product(lambda logits: blocked_topk(logits[0], num_top), num_nodes, columns) for columns in (few, many)
+    )
+    best = (most - least) / (num_nodes * (many - few))
+    return max(narrow, 1e-12), max(wide, 1e-12), max(best, 1e-12)
+
+
+def _keep_freed_memory() -> None:
+    """The C library gives large freed blocks back to the system, and takes page by page again what the next call asks
+    for, until it has seen a large block come and go. A decoder's prompt pass is that block."""
+    torch.empty(LARGEST_KEPT, dtype=torch.uint8).fill_(0)
 
 
 def _gather_seconds(effort: Effort) -> float:
@@ -194,58 +210,3 @@ def _activation_seconds(effort: Effort) -> float:
 
     seconds = _seconds(partial(work, many), effort.sample_s / 4) - _seconds(partial(work, few), effort.sample_s / 4)
     return max(seconds, 1e-9) / ((num_rows - 1) * width * 9)
-
-
-def _overheads(num_steps: int) -> Overheads:
-    """Of a decoder in which nothing else takes time, with few layers and levels and with more: the difference is a
-    layer's, or a level's."""
-    (layers, depth), (more_layers, deeper) = (2, 2), (6, 6)
-    few = _stage_seconds(layers, TreeShape(depth, 8, 32), num_steps)
-    many = _stage_seconds(more_layers, TreeShape(deeper, 8, 32), num_steps)
-    layer = max(many["verify"] - few["verify"], 0.0) / (more_layers - layers)
-    level = max(many["draft"] - few["draft"], 0.0) / (deeper - depth)
-    return Overheads(
-        target_layer=layer,
-        target_pass=max(few["verify"] - layers * layer, 0.0),
-        level=level,
-        draft=max(few["draft"] - depth * level, 0.0),
-        vocabulary=(few["vocabulary"] + many["vocabulary"]) / 2,
-        step=(few["other"] + many["other"]) / 2,
-    )
-
-
-def _stage_seconds(num_layers: int, tree: TreeShape, num_steps: int) -> dict[str, float]:
-    """Seconds per step of every stage: the median of three requests, after one that warms up."""
-    decoder = small_decoder(num_layers, tree)
-    prompt = torch.arange(16)[None]
-    runs = []
-    for _ in range(4):
-        loop, stats = decoder.speculate(prompt, tree, max_new_tokens=(num_steps + 1) * (tree.depth + 1))
-        for _ in islice(loop.steps(), num_steps + 1):
-            pass
-        runs.append({name: seconds / stats.steps for name, seconds in stats.seconds.items()})
-    return {name: statistics.median(run[name] for run in runs[1:]) for name in runs[0]}
-
-
-def small_decoder(num_layers: int, tree: TreeShape) -> SpeculativeDecoder:
-    """Of random weights, 32 numbers wide, over 512 ids."""
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=num_layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=2048,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).to(DTYPE)
-        target = Target(model.requires_grad_(False))
-        shape = EagleShape(32, 32, 2, 1, 16, 1, 1e-5, "silu", fc_bias=False, qkv_bias=False)
-        drafter = EagleDrafter(shape, config, target.embed_tokens, GatheredHead(target.head_weight)).to(DTYPE)
-        for parameter in drafter.parameters():
-            nn.init.normal_(parameter, std=0.1)
-    return SpeculativeDecoder(target, drafter.eval().requires_grad_(False), "in-context", tree, capacity=256)

@@ -46,6 +46,22 @@ class RowCurve(NamedTuple):
         raise AssertionError("a point lies at or beyond every smaller number of rows")
 
 
+class LoopRates(NamedTuple):
+    """Products whose weights a loop goes through again and again.
+
+    num_bytes  of all these weights: what fits into a cache is read faster
+    byte_s     seconds per byte of weights over n rows
+    output_s   seconds per output beside its bytes: its weights are a stretch of memory that reading begins anew
+    """
+
+    num_bytes: float
+    byte_s: RowCurve
+    output_s: float = 0.0
+
+    def seconds(self, num_bytes: float, num_outputs: float, num_rows: float) -> float:
+        return num_bytes * self.byte_s.seconds(num_rows) + num_outputs * self.output_s
+
+
 class Overheads(NamedTuple):
     """Seconds of what takes no time for its size: calls, launches, book-keeping.
 
@@ -68,9 +84,8 @@ class Device:
     """Where a pair is to run, in 16-bit numbers.
 
     source         where these numbers come from
-    weights        by bytes that a loop goes through again and again (what fits into a cache is read faster), smallest
-                   first: seconds per byte of weights over n rows
-    product_s      seconds of one product beside its bytes, and beside its call: small matrices are read less well
+    weights        of loops over few bytes and over many, smallest first
+    layer_factor   what products take between the other operations of a layer, over what they take in such a loop
     attention      seconds over n rows per (cached token x number of a query)
     bytes_per_s    of anything else that is read
     gather_s       seconds per byte of rows that are picked from a larger matrix first, beyond their product
@@ -82,8 +97,7 @@ class Device:
 
     name: str
     source: str
-    weights: tuple[tuple[float, RowCurve], ...]
-    product_s: float
+    weights: tuple[LoopRates, ...]
     attention: RowCurve
     bytes_per_s: float
     gather_s: float
@@ -92,27 +106,28 @@ class Device:
     best_logit_s: float
     activation_s: float
     overheads: Overheads
+    layer_factor: float = 1.0
     exchange_s: float | None = None
     exchange_bytes_per_s: float = math.inf
 
-    def weight_s(self, num_bytes: float, num_rows: float, footprint: float) -> float:
-        """Seconds of products of n rows with so many bytes of weights, in a loop over `footprint` bytes. Between two
-        measured footprints it is the logarithm that counts."""
+    def weight_s(self, num_bytes: float, num_outputs: float, num_rows: float, footprint: float) -> float:
+        """Seconds of products of n rows with so many bytes of weights, which make so many outputs of a row, in a loop
+        over `footprint` bytes. Between two measured loops it is the logarithm that counts."""
         smaller = self.weights[0]
         for larger in self.weights:
-            if footprint <= larger[0]:
+            if footprint < larger.num_bytes:
                 break
             smaller = larger
-        fast, slow = smaller[1].seconds(num_rows), larger[1].seconds(num_rows)
+        fast, slow = (loop.seconds(num_bytes, num_outputs, num_rows) for loop in (smaller, larger))
         share = 0.0
-        if smaller[0] < footprint < larger[0]:
-            share = math.log(footprint / smaller[0]) / math.log(larger[0] / smaller[0])
-        return num_bytes * (fast + share * (slow - fast))
+        if smaller.num_bytes < footprint < larger.num_bytes:
+            share = math.log(footprint / smaller.num_bytes) / math.log(larger.num_bytes / smaller.num_bytes)
+        return fast + share * (slow - fast)
 
     @property
     def stream_bytes_per_s(self) -> float:
         """At which weights that no cache holds are read."""
-        return max(self.bytes_per_s, 1 / self.weights[-1][1].seconds(1))
+        return max(self.bytes_per_s, 1 / self.weights[-1].byte_s.seconds(1))
 
     def exchange(self, num_bytes: float) -> float:
         """Seconds of one collective over so many bytes."""
@@ -136,8 +151,7 @@ def from_rates(
     return Device(
         name=name,
         source=source,
-        weights=((1.0, RowCurve.roofline(read_s, 1 / flops_per_s)),),
-        product_s=0.0,
+        weights=(LoopRates(1.0, RowCurve.roofline(read_s, 1 / flops_per_s)),),
         attention=RowCurve(((1.0, 4 / flops_per_s),)),
         bytes_per_s=bytes_per_s,
         gather_s=0.0,  # a kernel reads the rows where they lie

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanospec.planning.device import Device, Overheads, RowCurve, from_rates
+from nanospec.planning.device import Device, LoopRates, Overheads, RowCurve, from_rates
 
 DEVICES = ("h200", "cpu", "measured")
 
@@ -24,8 +24,7 @@ def _cpu(fast_bytes_per_s: float, slow_bytes_per_s: float, flops_per_s: float) -
         name="cpu",
         source="two cores of a Xeon with AMX, rounded: 23 GB/s of weights that stay in its cache, 15 GB/s of others; "
         "--device measured measures this machine",
-        weights=((32e6, curves[0]), (512e6, curves[1])),
-        product_s=4e-5,
+        weights=(LoopRates(67e6, curves[0], 15e-9), LoopRates(512e6, curves[1], 40e-9)),
         attention=RowCurve(((1.0, 4 / 1e11),)),
         bytes_per_s=slow_bytes_per_s,
         gather_s=1 / 6e9,

@@ -31,6 +31,10 @@ class Product(NamedTuple):
         left_out = (1 - self.experts_per_token / self.num_experts) ** num_rows
         return self.times * self.num_experts * (1 - left_out)
 
+    def num_outputs(self, num_rows: float) -> float:
+        """Outputs of a row, over all matrices that some row meets."""
+        return self.num_met(num_rows) * self.outputs
+
     def rows_per_weight(self, num_rows: float) -> float:
         """Rows that each of these weights meets, on average."""
         return num_rows * self.experts_per_token * self.times / self.num_met(num_rows)

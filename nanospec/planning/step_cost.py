@@ -2,7 +2,7 @@
 
 A pass over n rows takes
 
-    products     bytes of weights, each read once for all n rows, at the device's rate for n rows
+    products     bytes of weights, each read once for all n rows, at the device's rate for n rows, and their outputs
     attention    n x cached tokens x width of the queries, or the bytes of the cache if that is more
     element-wise numbers written, per row
     calls        a constant per layer and per pass
@@ -141,7 +141,8 @@ def head_seconds(pair: Pair, rows: DraftRows, num_nodes: int) -> float:
     num_sets = batch if rows.follows else 1  # of rows: each sequence has its own, or all share them
     columns = math.ceil(rows.num_rows / _shards(pair))
     num_bytes = num_sets * columns * pair.draft.body.hidden_size * BYTES_PER_WEIGHT
-    seconds = device.weight_s(num_bytes, batch * num_nodes / num_sets, _level_bytes(pair, rows))
+    num_outputs = num_sets * columns
+    seconds = device.weight_s(num_bytes, num_outputs, batch * num_nodes / num_sets, _level_bytes(pair, rows))
     if not rows.packed:
         seconds += num_bytes * device.gather_s
     per_logit = device.wide_logit_s if columns >= BLOCKED_WIDTH else device.narrow_logit_s
@@ -182,7 +183,7 @@ def _target_seconds(pair: Pair, num_rows: int) -> float:
     footprint = target.num_weights(rows) * BYTES_PER_WEIGHT / _shards(pair) + head_bytes
     seconds = _body_seconds(pair, target, rows, footprint) + device.overheads.target_pass
     seconds += target.num_layers * device.overheads.target_layer
-    seconds += device.weight_s(head_bytes, rows, footprint)
+    seconds += device.weight_s(head_bytes, target.num_ids / _shards(pair), rows, footprint)
     seconds += rows * math.ceil(target.num_ids / _shards(pair)) * device.best_logit_s
     if _shards(pair) > 1:
         seconds += device.exchange(rows * _shards(pair) * NUM_TOP * RANKED_BYTES)
@@ -207,8 +208,9 @@ def _body_seconds(pair: Pair, model: ModelSizes, num_rows: float, footprint: flo
 
 def _product_seconds(pair: Pair, product: Product, num_rows: float, footprint: float) -> float:
     num_bytes = product.num_weights(num_rows) * BYTES_PER_WEIGHT / _shards(pair)
-    reading = pair.device.weight_s(num_bytes, product.rows_per_weight(num_rows), footprint)
-    return reading + product.num_met(num_rows) * pair.device.product_s
+    num_outputs = product.num_outputs(num_rows) / _shards(pair)
+    seconds = pair.device.weight_s(num_bytes, num_outputs, product.rows_per_weight(num_rows), footprint)
+    return pair.device.layer_factor * seconds
 
 
 def _level_bytes(pair: Pair, rows: DraftRows) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanospec.planning.calibrate import SMALL_EFFORT, measure_cpu
-from nanospec.planning.device import RowCurve
+from nanospec.planning.device import LoopRates, RowCurve
 from nanospec.planning.devices import CPU, H200
 
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -27,6 +28,14 @@ def test_a_roofline_is_the_larger_of_reading_and_arithmetic():
     assert RowCurve.roofline(1.0, 2.0).seconds(3) == 6.0
 
 
+def test_a_loop_between_two_by_hand():
+    """Ten bytes and two outputs: 12 s where little is read, 60 s where much is, half of both in the middle."""
+    some, many = LoopRates(1e2, RowCurve(((1, 1.0),)), 1.0), LoopRates(1e6, RowCurve(((1, 4.0),)), 10.0)
+    device = replace(CPU, weights=(some, many))
+    assert [device.weight_s(10, 2, 1, footprint) for footprint in (1, 1e2, 1e6, 1e9)] == [12, 12, 60, 60]
+    assert device.weight_s(10, 2, 1, 1e4) == pytest.approx(36)
+
+
 @EXAMPLES
 @given(points, st.floats(1, 2000), st.floats(1, 2000))
 def test_more_rows_never_take_less_time(measured, some, more):
@@ -39,7 +48,7 @@ def test_more_rows_never_take_less_time(measured, some, more):
 @given(st.sampled_from((CPU, H200)), st.floats(1, 1e12), st.floats(1, 1e12), st.integers(1, 200))
 def test_a_loop_over_more_bytes_is_never_faster(device, some, more, num_rows):
     few, many = sorted((some, more))
-    assert device.weight_s(1e6, num_rows, few) <= device.weight_s(1e6, num_rows, many) * (1 + 1e-12)
+    assert device.weight_s(1e6, 1e3, num_rows, few) <= device.weight_s(1e6, 1e3, num_rows, many) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +70,11 @@ def test_a_machine_can_be_measured():
     device = measure_cpu(SMALL_EFFORT)
     assert device.name == "measured"
     assert "threads" in device.source
-    assert [footprint for footprint, _ in device.weights] == list(SMALL_EFFORT.footprints)
+    assert [loop.num_bytes for loop in device.weights] == list(SMALL_EFFORT.footprints)
     for rows in SMALL_EFFORT.num_rows:
-        first, last = (curve.seconds(rows) for _, curve in device.weights)
+        first, last = (loop.byte_s.seconds(rows) for loop in device.weights)
         assert 0 < first <= last
+    assert 0 <= device.weights[0].output_s <= device.weights[1].output_s
     assert min(device.overheads) >= 0
     assert device.bytes_per_s > 0
     assert device.exchange_s is None
