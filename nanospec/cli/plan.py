@@ -37,7 +37,7 @@ def plan(
         ),
     ] = "eagle",
     device: Annotated[
-        str, typer.Option(metavar="h200|cpu|measured", help="measured: this machine's CPU, in under 20 seconds.")
+        str, typer.Option(metavar="h200|cpu|measured", help="measured: this machine's CPU, in about 20 seconds.")
     ] = "h200",
     vocab: Annotated[
         list[str] | None,

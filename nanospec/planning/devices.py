@@ -22,18 +22,19 @@ def _cpu(fast_bytes_per_s: float, slow_bytes_per_s: float, flops_per_s: float) -
     curves = [RowCurve.roofline(1 / rate, 1 / flops_per_s) for rate in (fast_bytes_per_s, slow_bytes_per_s)]
     return Device(
         name="cpu",
-        source="two cores of a Xeon with AMX, rounded: 23 GB/s of weights that stay in its cache, 15 GB/s of others; "
-        "--device measured measures this machine",
+        source="two cores of a Xeon with AMX, rounded: 32 GB/s of weights that stay in its cache, 26 GB/s of others, in "
+        "long rows; --device measured measures this machine",
         weights=(LoopRates(67e6, curves[0], 15e-9), LoopRates(512e6, curves[1], 40e-9)),
-        attention=RowCurve(((1.0, 4 / 1e11),)),
-        bytes_per_s=slow_bytes_per_s,
-        gather_s=1 / 6e9,
-        narrow_logit_s=2e-9,
-        wide_logit_s=2e-9,
-        best_logit_s=0.7e-9,
+        attention=RowCurve(((1.0, 2e-10), (8.0, 4e-10), (128.0, 1.4e-9))),
+        bytes_per_s=11e9,
+        gather_s=1 / 30e9,
+        narrow_logit_s=2.5e-9,
+        wide_logit_s=1e-9,
+        best_logit_s=0.9e-9,
         activation_s=0.1e-9,
-        overheads=Overheads(3e-4, 4e-4, 5e-4, 8e-4, 8e-4, 6e-4),
+        overheads=Overheads(4.5e-4, 9e-4, 6e-4, 1e-4, 3e-4, 2e-4),
+        layer_factor=1.2,
     )
 
 
-CPU = _cpu(23e9, 15e9, 1e12)
+CPU = _cpu(32e9, 26e9, 1e12)
