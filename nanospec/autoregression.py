@@ -65,8 +65,8 @@ class AutoregressiveLoop:
 
     def _choose(self, logits: Tensor, u: Tensor, seen: Tensor | None, num_generated: int) -> Tensor:
         token_id, largest = choose_next(logits, self.request.sampling, u, seen)
+        token_id, largest = self.target.ranks.agree(token_id, largest)
         check_finite_logits(float(largest), self.request.input_ids.shape[1] + num_generated - 1)
-        (token_id,) = self.target.ranks.agree(token_id)
         return token_id[:, None]
 
     def _keep_candidates(self, logits: Tensor) -> None:

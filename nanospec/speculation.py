@@ -175,7 +175,7 @@ class SpeculativeLoop:
                 self.seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
                 self.seen.scatter_(1, input_ids, True)
             next_id, largest = self._choose_first(prefill.last_logits)
-            next_id, top_ids = target.ranks.agree(next_id, prefill.top_ids)
+            next_id, largest, top_ids = target.ranks.agree(next_id, largest, prefill.top_ids)
             check_finite_logits(float(largest), input_ids.shape[1] - 1)
             root_id = next_id[:, None]
             following = torch.cat((input_ids[:, 1:], root_id), 1)

@@ -197,12 +197,12 @@ class Target(nn.Module):
         return logits[:, 0]
 
     def settle(self, output: Verification, verdict: Verdict) -> tuple[Verification, Verdict]:
-        """Best ids and verdict as the first of the processes that share this target has them: of what follows from
-        logits, all that a decoding loop goes on with. Logits and features stay each process's own."""
+        """Best ids, their logits and the verdict as the first of the processes that share this target has them: of what
+        follows from logits, all that a decoding loop goes on with. Logits and features stay each process's own."""
         if self.ranks.size == 1:
             return output, verdict
-        top_ids, *parts = self.ranks.agree(output.top_ids, *verdict)
-        return output._replace(top_ids=top_ids), Verdict(*parts)
+        top_ids, top_values, *parts = self.ranks.agree(output.top_ids, output.top_values, *verdict)
+        return output._replace(top_ids=top_ids, top_values=top_values), Verdict(*parts)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Last hidden states after their norm [.., D] -> logits [.., V], capped where the model's own forward does."""

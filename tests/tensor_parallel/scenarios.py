@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from transformers.distributed import DistributedConfig
 from nanospec import DraftVocab, GatheredHead, InContextVocab, SpeculativeDecoder, Target, generate_with
 from nanospec.head_shard import HeadShard
 from nanospec.ranks import Ranks
+from nanospec.result import GenerationResult
+from nanospec.token_choice import NonFiniteLogitsError
 from tests.tensor_parallel.decoding import (
     NUM_TOKENS,
     PROMPT,
@@ -82,6 +85,33 @@ def ranks_that_differ(directory: Path) -> dict[str, Any]:
         "other seeds": message(lambda: decoder.generate(PROMPT, max_new_tokens=NUM_TOKENS, seed=rank, temperature=1.0)),
         "greedy again": greedy(decoder),
     }
+
+
+def ranks_with_broken_logits(directory: Path) -> dict[str, Any]:
+    """Logits that are not finite on one rank alone: rank 1's are nobody's business, rank 0's are everybody's."""
+    target = Target(load_model(directory / "model", **sharded()))
+    decoder, head = decoder_of(target, tiny_drafter(target, 1)), target.head
+    seen: dict[str, Any] = {"whole": greedy(decoder)[0]}
+    for broken_rank in range(2):
+        for num_whole in (0, 2):  # passes before it: of the prompt, and a step
+            for call in (decoder.generate, decoder.generate_autoregressive):
+                breaks_after = num_whole if dist.get_rank() == broken_rank else 10**6
+                target.head = broken_after(head, breaks_after)  # type: ignore[method-assign]
+                seen[f"{call.__name__} {broken_rank} {num_whole}"] = tokens_or_message(call)
+    return seen
+
+
+def broken_after(head: Callable[[Tensor], Tensor], num_whole: int) -> Callable[[Tensor], Tensor]:
+    """`head`, but NaN after so many calls."""
+    calls = itertools.count()
+    return lambda hidden: head(hidden) * (float("nan") if next(calls) >= num_whole else 1.0)
+
+
+def tokens_or_message(call: Callable[..., GenerationResult]) -> list[int] | str:
+    try:
+        return call(PROMPT, max_new_tokens=NUM_TOKENS).token_ids
+    except NonFiniteLogitsError as error:
+        return str(error)
 
 
 def agreement(directory: Path) -> dict[str, Any]:
@@ -155,6 +185,6 @@ def head_vocabularies() -> list[DraftVocab]:
 
 
 SCENARIOS: dict[int, tuple[Callable[[Path], Any], ...]] = {
-    2: (shared_head, other_drafts, families, ranks_that_differ, agreement, refusals),
+    2: (shared_head, other_drafts, families, ranks_that_differ, ranks_with_broken_logits, agreement, refusals),
     3: (own_head, shared_head, uneven_heads, head_parts),
 }

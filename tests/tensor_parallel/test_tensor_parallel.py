@@ -70,6 +70,18 @@ def test_ranks_that_draft_and_draw_differently_yield_the_same_tokens(run_ranks):
     assert first["unseeded plain"] == second["unseeded plain"]
 
 
+def test_whether_logits_are_finite_is_rank_0s_to_say(run_ranks):
+    ranks, _ = run_ranks(2)
+    first, second = (rank["ranks_with_broken_logits"] for rank in ranks)
+    assert first == second
+    whole = first.pop("whole")
+    for name, tokens_or_message in first.items():
+        if " 1 " in name:
+            assert tokens_or_message == whole, name
+        else:
+            assert str(tokens_or_message).startswith("target logits must be finite"), name
+
+
 def test_a_request_that_differs_between_ranks_is_refused_on_all_of_them(run_ranks):
     expected = "ValueError: request must be the same on all 2 ranks, got others than rank 0's on [1]"
     for rank in run_ranks(2)[0]:
