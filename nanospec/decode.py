@@ -17,10 +17,6 @@ from nanospec.autoregression import AutoregressiveLoop
 from nanospec.batch.engine import BatchEngine
 from nanospec.batch.generate import BatchRequest, generate_all
 from nanospec.batch.tree import DEFAULT_MAX_BATCH, batch_tree
-from nanospec.checkpoints.causal_lm import build_causal_lm_drafter
-from nanospec.checkpoints.drafter import load_drafter
-from nanospec.checkpoints.files import resolve_checkpoint
-from nanospec.checkpoints.mtp import own_checkpoint
 from nanospec.checkpoints.target import load_target
 from nanospec.checkpoints.tokenizer import encode_prompt
 from nanospec.compiled_drafter import refuse_uncompiled
@@ -36,10 +32,10 @@ from nanospec.demo import DRAFT_DIRECTORIES, DRAFT_DIRECTORY, TARGET_DIRECTORY, 
 from nanospec.drafters.drafter import Drafter, HasOwnCache, deepest_tree
 from nanospec.drafters.eagle3 import Eagle3Drafter
 from nanospec.drafters.joined_drafter import join_prompt_lookup
-from nanospec.drafters.mtp import NATIVE_MTP
 from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
+from nanospec.open_draft import FREQUENT_IDS, open_draft
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams, require_int
@@ -60,7 +56,6 @@ from nanospec.vocab_selector import VocabSelector, fewest_rows
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
 GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks.md has accept lengths, beside those of 1
 MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
-FREQUENT_IDS = "frequent_ids.safetensors"
 
 
 class SpeculativeDecoder:
@@ -170,21 +165,9 @@ class SpeculativeDecoder:
         `frequent_ids.safetensors` where the draft's directory holds it.
         """
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
-        drafter: Drafter
-        if draft == PROMPT_LOOKUP:
-            drafter = PromptLookupDrafter(loaded.device)
-        elif isinstance(draft, str | Path):
-            is_own = draft == NATIVE_MTP
-            directory = own_checkpoint(loaded) if is_own else resolve_checkpoint(draft, "draft")
-            drafter = load_drafter(NATIVE_MTP if is_own else directory, loaded, feature_layers, tokenizer)
-            if (directory / FREQUENT_IDS).exists():
-                options.setdefault("frequent_ids", read_static_list(directory / FREQUENT_IDS, loaded.vocab_size))
-        elif isinstance(draft, PreTrainedModel):
-            drafter = build_causal_lm_drafter(draft, loaded)
-        elif isinstance(draft, Drafter):
-            drafter = draft
-        else:
-            raise TypeError(f"draft must be a path, a hub id, a model or a Drafter, got {type(draft).__name__}")
+        drafter, frequent_ids = open_draft(draft, loaded, feature_layers, tokenizer)
+        if frequent_ids is not None:
+            options.setdefault("frequent_ids", frequent_ids)
         if lookup:
             drafter = join_prompt_lookup(drafter, loaded.device)
         options.setdefault("tokenizer", tokenizer)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from nanospec.checkpoints.tokenizer import read_tokenizer
-from nanospec.decode import FREQUENT_IDS, SpeculativeDecoder
+from nanospec.decode import SpeculativeDecoder
+from nanospec.open_draft import FREQUENT_IDS
 from nanospec.training.corpus import tokenize_corpus
 from nanospec.vocab.base_size import BLOCK_IDS, MOST_BLOCKS
 
