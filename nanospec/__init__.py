@@ -6,6 +6,7 @@ from nanospec.draft_vocabulary import DraftVocabulary
 from nanospec.gathered_head import GatheredHead
 from nanospec.integrations.transformers import assist_with, generate_with
 from nanospec.locality_tracker import LocalityTracker
+from nanospec.prefix_cache import PrefixCache
 from nanospec.records import DraftTree, DraftVocab, Observation, Verdict
 from nanospec.result import GenerationResult, StreamPiece
 from nanospec.sampling import SamplingParams
@@ -27,6 +28,7 @@ __all__ = [
     "InContextVocab",
     "LocalityTracker",
     "Observation",
+    "PrefixCache",
     "SamplingParams",
     "SpeculativeDecoder",
     "StaticTree",

@@ -23,6 +23,7 @@ from nanospec.compiled_drafter import refuse_uncompiled
 from nanospec.decoder_options import (
     TreeArgument,
     as_tree_shape,
+    checked_prefix,
     checked_temperature,
     eos_ids_of,
     resolve_cuda_graph,
@@ -36,6 +37,7 @@ from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP, PromptLookupDrafter
 from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
 from nanospec.open_draft import FREQUENT_IDS, open_draft
+from nanospec.prefix_cache import PrefixCache
 from nanospec.request import Request, as_input_ids
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams, require_int
@@ -221,28 +223,36 @@ class SpeculativeDecoder:
         return as_input_ids(encode_prompt(tokenizer, text), self.target.device)
 
     def generate(
-        self, input_ids: Tensor | Sequence[int], *, probe_headless: bool = False, **settings: Any
+        self,
+        input_ids: Tensor | Sequence[int],
+        *,
+        probe_headless: bool = False,
+        prefix_cache: PrefixCache | None = None,
+        **settings: Any,
     ) -> GenerationResult:
         """Decode speculatively.
 
         input_ids int [P] or [1, P]; settings: max_new_tokens=256, temperature=0.0 (greedy), top_k=0, top_p=1.0,
         min_p=0.0, repetition_penalty=1.0, seed=None, stop_strings=(), ignore_eos=False. `probe_headless` also times
-        every draft with its head deleted.
+        every draft with its head deleted. With a `prefix_cache`, what the request before it left there is not read
+        again; NotImplementedError with a tensor-parallel target.
 
         LOSSY by name only: acceptance="typical", with posterior_threshold=0.09 and posterior_alpha=0.3, keeps drafted
         tokens that the target finds likely enough; the result then says `lossless` False.
         """
         request = self._request(input_ids, **settings)
-        loop, stats = self._speculate(request, self.tree)
+        loop, stats = self._speculate(request, self.tree, checked_prefix(prefix_cache, self.target))
         if probe_headless:  # stage by stage
             loop.fixed_steps = None
             loop.probe = HeadlessProbe(self._growers.grower(self.tree, headless=True), stats, self.target.device)
         return self._collect(OutputCutter(request, self._text_stream(request)), loop.steps(), stats)
 
-    def stream(self, input_ids: Tensor | Sequence[int], **settings: Any) -> Iterator[StreamPiece]:
+    def stream(
+        self, input_ids: Tensor | Sequence[int], *, prefix_cache: PrefixCache | None = None, **settings: Any
+    ) -> Iterator[StreamPiece]:
         """Like `generate`, one piece per target pass; `last_stats` holds the figures afterwards."""
         request = self._request(input_ids, **settings)
-        return self._stream(request, OutputCutter(request, self._text_stream(request)))
+        return self._stream(request, checked_prefix(prefix_cache, self.target))
 
     def generate_many(
         self,
@@ -286,8 +296,9 @@ class SpeculativeDecoder:
         result = self._collect(OutputCutter(request, self._text_stream(request)), loop.steps(), stats)
         return replace(result, candidates=loop.candidates)
 
-    def _stream(self, request: Request, cutter: OutputCutter) -> Iterator[StreamPiece]:
-        loop, stats = self._speculate(request, self.tree)
+    def _stream(self, request: Request, prefix_cache: PrefixCache | None) -> Iterator[StreamPiece]:
+        loop, stats = self._speculate(request, self.tree, prefix_cache)
+        cutter = OutputCutter(request, self._text_stream(request))
         for piece in cutter.pieces(loop.steps()):
             self._finish(stats, cutter)
             yield piece
@@ -315,10 +326,13 @@ class SpeculativeDecoder:
         """
         return self._speculate(self._request(input_ids, max_new_tokens, ignore_eos=True, **sampling), tree)
 
-    def _speculate(self, request: Request, tree: TreeShape) -> tuple[SpeculativeLoop, GenerationStats]:
+    def _speculate(
+        self, request: Request, tree: TreeShape, prefix_cache: PrefixCache | None = None
+    ) -> tuple[SpeculativeLoop, GenerationStats]:
         stats = replace(self._new_stats(), tree=tree, lossless=request.sampling.is_lossless)
         tree_drafter = self._growers.grower(tree, self._temperature_for(request))
         loop = SpeculativeLoop(self.target, tree_drafter, self.vocab, self.num_top, request, stats, self._clock(stats))
+        loop.prefix = prefix_cache
         if self.cuda_graph:
             loop.fixed_steps = self._graphs_of(loop)
         return loop, stats

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, HasHead
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
+from nanospec.prefix_cache import PrefixCache
 from nanospec.static_tree import StaticTree
 from nanospec.target import Target
 from nanospec.target_families import family_of
@@ -103,6 +104,17 @@ def checked_temperature(draft_temperature: float | None) -> float | None:
     if not 0 < draft_temperature < float("inf"):
         raise ValueError(f"draft_temperature must be above 0 and finite, got {draft_temperature}")
     return float(draft_temperature)
+
+
+def checked_prefix(prefix_cache: PrefixCache | None, target: Target) -> PrefixCache | None:
+    """Raises TypeError for what is none, NotImplementedError with a tensor-parallel target."""
+    if prefix_cache is None:
+        return None
+    if not isinstance(prefix_cache, PrefixCache):
+        raise TypeError(f"prefix_cache must be a PrefixCache or None, got {type(prefix_cache).__name__}")
+    if target.ranks.size > 1:
+        raise NotImplementedError("prefix_cache must be None with a tensor-parallel target, got a PrefixCache")
+    return prefix_cache
 
 
 def as_tree_shape(tree: TreeArgument) -> TreeShape:

@@ -7,6 +7,8 @@ what holds nothing yet is masked.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,14 @@ from nanospec.tree_drafter import TreeGrower
 from nanospec.verifier import verify
 from nanospec.vocab.adaptive import adaptive_part
 from nanospec.vocab_selector import VocabSelector
+
+
+class StepRecord(NamedTuple):
+    """What a step leaves on the device beside its outcome; top_ids int64 [1, T, k]: the target's best at every node."""
+
+    tree: DraftTree
+    verdict: Verdict
+    top_ids: Tensor
 
 
 class DecodingStep:
@@ -69,7 +79,7 @@ class DecodingStep:
             assert seen is not None, "a penalty needs the ids seen so far"
             self.seen.copy_(seen)
 
-    def run(self, width: int) -> tuple[DraftTree, Verdict]:
+    def run(self, width: int) -> StepRecord:
         """One step over the first `width` rows of the caches, which hold all certain tokens, the root and one tree."""
         place = CachePlace(self.length, width)
         tree = self.tree_drafter.draft(self.root_id, self.state, self.vocab.select(), place)
@@ -94,4 +104,4 @@ class DecodingStep:
         num_lacking = None if self.adaptive is None else self.adaptive.num_lacking
         count = self.vocab.select().count
         self.outcome.copy_(pack_outcome(tree, verdict, following, output.top_values, count, num_lacking)[0])
-        return tree, verdict
+        return StepRecord(tree, verdict, output.top_ids)

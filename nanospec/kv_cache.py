@@ -137,6 +137,13 @@ class KVCache:
             self.buffer = self.buffer.new_empty(self.shape)  # the old one goes first
             self.buffer = self._new_buffer(capacity)
 
+    def resume(self, length: int, capacity: int) -> None:
+        """As `reset`, but the first `length` tokens stay certain. Where this raises, all that was there stays."""
+        assert length <= self.length, f"KV cache holds {self.length} certain tokens, asked to keep {length}"
+        self.grow(capacity)
+        self.length = length
+        self.num_resets += 1
+
     def _new_buffer(self, capacity: int) -> Tensor:
         try:
             with torch.inference_mode(False):  # an ordinary tensor, writable in and outside inference mode

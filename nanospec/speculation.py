@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from nanospec.decoding_step import DecodingStep
-from nanospec.drafters.drafter import Drafter, TakesFirstToken
+from nanospec.drafters.drafter import Drafter, Resumable, TakesFirstToken
 from nanospec.drafters.joined_drafter import JoinedDrafter
 from nanospec.headless import HeadlessProbe
 from nanospec.invariants import check_vocabulary, checks_enabled
 from nanospec.one_thread import steps_of_one_thread
+from nanospec.prefix_cache import CacheHolder, PrefixCache
 from nanospec.records import DraftTree, Observation, Verdict
 from nanospec.request import Request
 from nanospec.row_cost import row_cost
@@ -27,9 +28,11 @@ from nanospec.target import Target, Verification
 from nanospec.token_choice import NonFiniteLogitsError, check_finite_logits, choose_next
 from nanospec.token_walk import TokenChooser, accept_chosen
 from nanospec.tree_drafter import TreeGrower, cache_rows_needed
+from nanospec.tree_growers import model_of
 from nanospec.verifier import verify
 from nanospec.vocab.adaptive import adaptive_part
 from nanospec.vocab_selector import VocabSelector
+from nanospec.weight_places import weight_state
 
 # Which loop used a drafter last: its memory is that loop's.
 _last_users: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
@@ -42,6 +45,7 @@ class SpeculativeLoop:
     The output is the target's own: the drafter and the vocabulary only decide how many tokens a pass yields.
 
     chooser: picks every token, in place of what the request says about sampling; its steps have no fixed shape.
+    prefix: what an earlier request left in the caches is not read again, and this one leaves what it read.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class SpeculativeLoop:
         self.probe: HeadlessProbe | None = None
         self.fixed_steps: FixedSteps | None = None
         self.chooser: TokenChooser | None = None
+        self.prefix: PrefixCache | None = None
         self.on_verdict: Callable[[DraftTree, Verdict, int], None] | None = None
         self.num_top = num_top if vocab.observes else 1
         self.path_length = tree_drafter.shape.depth + 1
@@ -116,6 +121,7 @@ class SpeculativeLoop:
             self._check_turn()
             with self.clock.stage("draft"):
                 state = self._extend(new_ids, output.features[:, verdict.accepted_pos[0, :num_accepted]])
+                self._note_read(outcome, output.top_ids, verdict)
 
     def _replays(self, root_id: Tensor, state: Tensor) -> Iterator[list[int]]:
         """Steps of one fixed shape: whatever happens inside is one stage."""
@@ -126,8 +132,10 @@ class SpeculativeLoop:
             with self.clock.stage("step"):
                 outcome = fixed_steps.step()
                 num_accepted = self.count(outcome)
+                last = fixed_steps.last
+                self._note_read(outcome, last.top_ids, last.verdict)
                 if self.on_verdict is not None:
-                    self.on_verdict(*fixed_steps.last, num_accepted)
+                    self.on_verdict(last.tree, last.verdict, num_accepted)
             yield outcome.token_ids
             self._check_turn()
 
@@ -161,16 +169,13 @@ class SpeculativeLoop:
             if num_behind is None:
                 num_behind = request.max_new_tokens + self.path_length + num_tree_rows
             capacity = input_ids.shape[1] + num_behind
-            if self.fixed_steps is not None:
+            if self.fixed_steps is not None or self.prefix is not None:  # caches that grow seldom
                 capacity = bucketed_width(capacity)
-            self.turn = target.reset(capacity)
-            self.drafter.reset(capacity)
-            for part in _parts_of(self.drafter):
-                _last_users[part] = self.marker
+            num_held = self.stats.cached_tokens = self._take_caches(capacity)
             if self.adaptive is not None:
                 self.adaptive.price_rows(row_cost(target, self.drafter, shape))
             self.vocab.reset()
-            prefill = target.prefill(input_ids, self.num_top if self.vocab.observes else 0)
+            prefill = target.prefill(input_ids[:, num_held:], self._num_observed)
             if request.sampling.repetition_penalty != 1.0:
                 self.seen = torch.zeros(1, target.vocab_size, dtype=torch.bool, device=target.device)
                 self.seen.scatter_(1, input_ids, True)
@@ -179,16 +184,63 @@ class SpeculativeLoop:
             check_finite_logits(float(largest), input_ids.shape[1] - 1)
             root_id = next_id[:, None]
             following = torch.cat((input_ids[:, 1:], root_id), 1)
+            if self.prefix is not None and num_held:
+                top_ids = torch.cat((self.prefix.top_ids(), top_ids))
             if self.vocab.observes:
                 self.vocab.learn(Observation(input_ids, top_ids[None], following))
-            if isinstance(self.drafter, TakesFirstToken):
+            if num_held == 0 and isinstance(self.drafter, TakesFirstToken):
                 self.drafter.begin(input_ids[:, :1])
-            state = self.drafter.extend(following, prefill.features)
+            state = self.drafter.extend(following[:, num_held:], prefill.features)
+            if self.prefix is not None:
+                self.prefix.begin(int(input_ids[0, 0]), following[0].tolist(), top_ids)
             self.num_active = int(self.vocab.select(None).count.max())
             if self.seen is not None:
                 self.seen.scatter_(1, root_id, True)
         self.num_generated, self.stats.target_passes = 1, 1
         return root_id, state
+
+    @property
+    def _num_observed(self) -> int:
+        """Best ids of the target after every position that the vocabulary learns from."""
+        return self.num_top if self.vocab.observes else 0
+
+    def _take_caches(self, capacity: int) -> int:
+        """The caches are this request's from now on, with room for `capacity` tokens. Returns how many tokens of its
+        prompt they hold already."""
+        target, drafter, prefix, num_held = self.target, self.drafter, self.prefix, 0
+        if prefix is not None:
+            prompt = self.request.input_ids[0].tolist()
+            prefix.cut(prefix.num_shared(prompt) if prefix.holder == self._holder() else 0)
+            if len(prefix) and isinstance(drafter, Resumable):
+                num_held = drafter.resume(len(prefix), capacity)
+            prefix.cut(num_held)
+        if num_held:
+            self.turn = target.resume(num_held, capacity)
+        else:
+            self.turn = target.reset(capacity)
+            drafter.reset(capacity)
+        for part in _parts_of(drafter):
+            _last_users[part] = self.marker
+        if prefix is not None:
+            prefix.holder = self._holder()
+        return num_held
+
+    def _holder(self) -> CacheHolder:
+        """Whose text lies in the caches of target and drafter now, and what is kept beside it."""
+        models = self.target.model, model_of(self.drafter)
+        users = {_last_users.get(part) for part in _parts_of(self.drafter)}
+        return CacheHolder(
+            self.target.cache.num_resets,
+            users.pop() if len(users) == 1 else None,
+            weight_state(*models),
+            self._num_observed,
+        )
+
+    def _note_read(self, outcome: StepOutcome, top_ids: Tensor, verdict: Verdict) -> None:
+        """Target and drafter have taken in the accepted path of a step; top_ids int64 [1, T, k] at the nodes."""
+        if self.prefix is not None:
+            path = verdict.accepted_pos[0, : outcome.num_accepted]
+            self.prefix.append(outcome.token_ids, top_ids[0, :, : self._num_observed].index_select(0, path))
 
     def _choose_first(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """As `choose_next`, of the logits [1, V] after the prompt."""

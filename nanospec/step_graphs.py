@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nanospec.decoding_step import DecodingStep
-from nanospec.records import DraftTree, Verdict
+from nanospec.decoding_step import DecodingStep, StepRecord
 from nanospec.step_outcome import StepOutcome
 from nanospec.tree_drafter import cache_rows_needed
 from nanospec.tree_growers import model_of
@@ -36,10 +35,10 @@ def bucketed_width(num_rows: int) -> int:
 class FixedSteps:
     """Steps of one request: the widths that they need, and the host's count of certain tokens.
 
-    `last` holds the tree and the verdict of the last step, until the next one.
+    `last` holds what the last step left on the device, until the next one.
     """
 
-    last: tuple[DraftTree, Verdict]
+    last: StepRecord
 
     def __init__(self, step: DecodingStep) -> None:
         self._step = step
@@ -81,7 +80,7 @@ class CaptureResources(NamedTuple):
 @dataclass
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    last: tuple[DraftTree, Verdict]
+    last: StepRecord
 
 
 class StepGraphs(FixedSteps):
@@ -130,7 +129,7 @@ class StepGraphs(FixedSteps):
         self._is_there.synchronize()
         return self._on_host.tolist()
 
-    def _run_beside(self, width: int) -> tuple[DraftTree, Verdict]:
+    def _run_beside(self, width: int) -> StepRecord:
         """One step on the stream of the captures, where its memory and its libraries' workspaces belong."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

@@ -124,6 +124,11 @@ class Target(nn.Module):
         self.cache.reset(capacity)
         return self.cache.num_resets
 
+    def resume(self, length: int, capacity: int) -> int:
+        """As `reset`, but the first `length` tokens of the last request stay: the next one begins with them."""
+        self.cache.resume(length, capacity)
+        return self.cache.num_resets
+
     def check_turn(self, turn: int) -> None:
         """RuntimeError if another request has started since `reset` returned `turn`, and so has taken the cache."""
         if self.cache.num_resets != turn:

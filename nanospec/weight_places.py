@@ -20,13 +20,38 @@ def weight_places(*models: object) -> tuple[Hashable, ...]:
     return tuple(_places(model) for model in models if isinstance(model, nn.Module))
 
 
+def weight_state(*models: object) -> tuple[Hashable, ...]:
+    """As `weight_places`, and equal only as long as nothing was written into a weight in place.
+
+    That is as far as torch counts: not what goes through `.data`, nor what becomes of tensors made in inference mode.
+    Buffers that no checkpoint holds are left out: longrope makes its frequencies anew in every pass.
+    """
+    return tuple(_state(model) for model in models if isinstance(model, nn.Module))
+
+
 def _places(model: nn.Module) -> tuple[Hashable, ...]:
     places: list[Hashable] = []
     for module in model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             places += [] if tensor is None else _tensor_places(tensor)
-        places += [f"{name}={vars(module)[name]!r}" for name in ADAPTER_STATE if name in vars(module)]
+        places += _adapter_state(module)
     return tuple(places)
+
+
+def _state(model: nn.Module) -> tuple[Hashable, ...]:
+    state: list[Hashable] = []
+    for module in model.modules():
+        transient = module._non_persistent_buffers_set
+        buffers = (buffer for name, buffer in module._buffers.items() if name not in transient)
+        for tensor in (*module._parameters.values(), *buffers):
+            if tensor is not None:
+                state += [*_tensor_places(tensor), 0 if tensor.is_inference() else tensor._version]
+        state += _adapter_state(module)
+    return tuple(state)
+
+
+def _adapter_state(module: nn.Module) -> list[Hashable]:
+    return [f"{name}={vars(module)[name]!r}" for name in ADAPTER_STATE if name in vars(module)]
 
 
 def _tensor_places(tensor: Tensor) -> Iterator[Hashable]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
-from nanospec.weight_places import weight_places
+from nanospec.weight_places import weight_places, weight_state
 from tests.tiny_pair import tiny_model
 
 
@@ -87,4 +87,35 @@ def test_a_tensor_that_is_a_shell_lies_where_its_parts_lie():
 
 
 def test_what_is_no_module_has_no_weights():
-    assert weight_places(object(), nn.Identity()) == ((),)
+    assert weight_places(object(), nn.Identity()) == weight_state(object(), nn.Identity()) == ((),)
+
+
+def write_a_weight(model):
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+
+
+def load_weights(model):
+    model.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("change", [replace_a_weight, cast_a_weight, add_an_adapter, write_a_weight, load_weights])
+def test_other_weights_and_numbers_written_into_them_are_another_state(change):
+    model = tiny_model(3)
+    before = weight_state(model)
+    assert weight_state(model) == before
+    change(model)
+    assert weight_state(model) != before
+
+
+def test_a_buffer_that_no_checkpoint_holds_is_no_weight():
+    model = tiny_model(3)
+    before = weight_state(model)
+    replace_a_buffer(model)
+    assert weight_state(model) == before
+
+
+def test_the_state_of_a_weight_made_in_inference_mode_can_be_told():
+    with torch.inference_mode():
+        model = nn.Linear(2, 3)
+    assert weight_state(model) == weight_state(model)

@@ -92,6 +92,12 @@ class CausalLMDrafter(nn.Module):
     def reset(self, capacity: int) -> None:
         self.body.reset(capacity)
 
+    def resume(self, num_tokens: int, capacity: int) -> int:
+        if self.body.cache.length <= num_tokens:  # it holds the token after them, too
+            return 0
+        self.body.resume(num_tokens + 1, capacity)
+        return num_tokens
+
     def begin(self, first_id: Tensor) -> None:
         self.body.read(self._readable(first_id))
 

@@ -65,6 +65,15 @@ class TakesFirstToken(Protocol):
 
 
 @runtime_checkable
+class Resumable(Protocol):
+    """A drafter that can go back in a text that it has taken in: what begins like it need not be taken in again."""
+
+    def resume(self, num_tokens: int, capacity: int) -> int:
+        """As `reset`, but it stays as it was when `extend` had been given the features of the first `num_tokens`
+        positions, at least 1. Returns `num_tokens`, or 0 where that cannot be: then `reset` must follow."""
+
+
+@runtime_checkable
 class HasHead(Protocol):
     """A drafter that scores ids with one head, the target's or its own: draft vocabularies are made of its rows."""
 

@@ -220,6 +220,13 @@ class EagleDrafter(nn.Module):
         self.cache.reset(capacity)
         self._prepare_rotation(capacity)
 
+    def resume(self, num_tokens: int, capacity: int) -> int:
+        if self.cache.length < num_tokens:
+            return 0
+        self._prepare_rotation(capacity)
+        self.cache.resume(num_tokens, capacity)
+        return num_tokens
+
     def grow(self, capacity: int) -> None:
         """Room for at least `capacity` tokens of every sequence; nothing is forgotten."""
         self.cache.grow(capacity)

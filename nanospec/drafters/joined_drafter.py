@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, HasOwnCache, TakesFirstToken
+from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, HasOwnCache, Resumable, TakesFirstToken
 from nanospec.drafters.joined_tree import joined_tree
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 from nanospec.kv_cache import CachePlace
@@ -45,6 +45,11 @@ class JoinedDrafter:
     def reset(self, capacity: int) -> None:
         self.model.reset(capacity)
         self.lookup.reset(capacity)
+
+    def resume(self, num_tokens: int, capacity: int) -> int:
+        if not isinstance(self.model, Resumable) or not self.model.resume(num_tokens, capacity):
+            return 0
+        return self.lookup.resume(num_tokens, capacity)
 
     def begin(self, first_id: Tensor) -> None:
         if isinstance(self.model, TakesFirstToken):

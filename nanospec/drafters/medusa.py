@@ -85,6 +85,9 @@ class MedusaDrafter(nn.Module):
     def reset(self, capacity: int) -> None:
         """Nothing to forget: the heads remember nothing."""
 
+    def resume(self, num_tokens: int, capacity: int) -> int:
+        return num_tokens
+
     @torch.no_grad()
     def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
         return self._run(features[:, -1:])

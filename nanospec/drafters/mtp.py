@@ -125,6 +125,14 @@ class MtpDrafter(nn.Module):
                 self._last_state = self._weight.new_zeros(1, 1, self.state_size)
         self._last_state.zero_()
 
+    def resume(self, num_tokens: int, capacity: int) -> int:
+        """As `Resumable.resume`; 0 for several modules: a later one reads what an earlier one made of the last token,
+        which is not kept."""
+        if self.num_modules > 1 or self.cache.length < num_tokens:
+            return 0
+        self.cache.resume(num_tokens, capacity)
+        return num_tokens
+
     @torch.no_grad()
     def extend(self, token_ids: Tensor, features: Tensor) -> Tensor:
         last_state = self.memory().last_state

@@ -51,6 +51,14 @@ class PromptLookupDrafter:
                 self.history = self.history.new_zeros(capacity)
         self.length = 0
 
+    def resume(self, num_tokens: int, capacity: int) -> int:
+        if self.length <= num_tokens:  # the text holds the token after them, too
+            return 0
+        text = self.history[: num_tokens + 1]
+        self.reset(capacity)
+        self._append(text[None])
+        return num_tokens
+
     def begin(self, first_id: Tensor) -> None:
         self._append(first_id)
 
