@@ -1,6 +1,7 @@
 """nanospec: lossless speculative decoding that drafts from the few token ids that the context makes likely."""
 
 from nanospec.batch.engine import BatchEngine
+from nanospec.conversation import Conversation
 from nanospec.decode import SpeculativeDecoder
 from nanospec.draft_vocabulary import DraftVocabulary
 from nanospec.gathered_head import GatheredHead
@@ -20,6 +21,7 @@ from nanospec.vocab_selector import VocabSelector, build_vocab_selector
 
 __all__ = [
     "BatchEngine",
+    "Conversation",
     "DraftTree",
     "DraftVocab",
     "DraftVocabulary",

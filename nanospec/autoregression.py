@@ -37,7 +37,7 @@ class AutoregressiveLoop:
         request, target = self.request, self.target
         target.ranks.check_same("request", request.parts)
         (u,) = target.ranks.agree(uniforms(request.sampling, request.max_new_tokens + 1, target.device))
-        seen = None
+        seen, self.stats.prompt_tokens = None, request.input_ids.shape[1]
         with self.clock.stage("prefill"):
             turn = target.reset(request.input_ids.shape[1] + request.max_new_tokens + 1)
             logits = target.prefill(request.input_ids).last_logits

@@ -172,6 +172,7 @@ class SpeculativeLoop:
             if self.fixed_steps is not None or self.prefix is not None:  # caches that grow seldom
                 capacity = bucketed_width(capacity)
             num_held = self.stats.cached_tokens = self._take_caches(capacity)
+            self.stats.prompt_tokens = input_ids.shape[1]
             if self.adaptive is not None:
                 self.adaptive.price_rows(row_cost(target, self.drafter, shape))
             self.vocab.reset()

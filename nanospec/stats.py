@@ -24,7 +24,7 @@ class GenerationStats:
 
     unsayable_ids: of the observed_ids that were offered to the draft vocabulary (repeated ones each time), those that a
     draft with a vocabulary of its own cannot say; both 0 for a draft that scores all ids.
-    cached_tokens: of the prompt, those that a `PrefixCache` saved from being read again.
+    cached_tokens: of the prompt_tokens, those that a `PrefixCache` saved from being read again.
     failed_drafts: steps whose drafter gave no finite score to anything, so that they were plain decoding.
     lossless: False if drafted tokens were kept that the target need not have said.
     """
@@ -41,6 +41,7 @@ class GenerationStats:
     active_rows: int = 0
     observed_ids: int = 0
     unsayable_ids: int = 0
+    prompt_tokens: int = 0
     cached_tokens: int = 0
     failed_drafts: int = 0
     headless_draft_seconds: float = 0.0

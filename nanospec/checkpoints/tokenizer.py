@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -13,6 +14,7 @@ from nanospec.checkpoints.files import read_json
 from nanospec.untrusted_files import expand_xz, read_bytes
 
 MAX_TOKENIZER_BYTES = 2**27  # four times that of a vocabulary of 262,144 ids
+MESSAGE_END = "\n\n"  # behind every message, where a tokenizer has no chat template
 NOT_SETTINGS = ("tokenizer_class", "backend", "tokenizer_object", "auto_map")
 
 
@@ -54,8 +56,31 @@ def load_compressed_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a prompt, through the tokenizer's chat template where it has one."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_chat_template(tokenizer):
         return tokenizer(text)["input_ids"]
-    messages = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    return encode_rendered(tokenizer, render_messages(tokenizer, [{"role": "user", "content": text}]))
+
+
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
+    """The text that ends where the answer to the last of `messages` begins: by the tokenizer's chat template, or, where
+    there is none, the contents one after the other, each followed by `MESSAGE_END`.
+
+    messages: {"role": "system", "user" or "assistant", "content": text}. Raises ValueError for messages that the
+    template refuses.
+    """
+    if not has_chat_template(tokenizer):
+        return "".join(message["content"] + MESSAGE_END for message in messages)
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:
+        raise ValueError(f"messages must be what the tokenizer's chat template takes: {error}") from error
+
+
+def encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of what `render_messages` returned: a chat template writes its special tokens itself."""
+    ids: list[int] = tokenizer(text, add_special_tokens=not has_chat_template(tokenizer))["input_ids"]
+    return ids

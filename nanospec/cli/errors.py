@@ -20,8 +20,13 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         if debug:
             raise
-        typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
+        typer.echo(f"error: {one_line(error)}", err=True)
         raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, for a terminal."""
+    return printable(" ".join(str(error).split()))
 
 
 def printable(text: str) -> str:

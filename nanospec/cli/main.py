@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nanospec.cli.calibrate import calibrate
+from nanospec.cli.chat import chat
 from nanospec.cli.compare import compare
 from nanospec.cli.coverage import coverage
 from nanospec.cli.explain import explain
@@ -19,6 +20,7 @@ from nanospec.cli.trim import trim
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(generate)
+app.command()(chat)
 app.command()(compare)
 app.command()(coverage)
 app.command()(explain)

@@ -1,0 +1,151 @@
+"""What a chat does with a line: an answer, or a command that begins with a slash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nanospec.cli.answer_view import LiveView, PlainView
+from nanospec.cli.errors import one_line
+
+if TYPE_CHECKING:
+    from nanospec.conversation import Answer, Conversation
+    from nanospec.stats import GenerationStats
+
+COMMAND, CONTINUED = "/", "\\"
+
+
+@dataclass
+class ChatTotals:
+    """Sums over the answers of a chat."""
+
+    answers: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    step_tokens: int = 0
+    active_rows: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    def add(self, stats: GenerationStats) -> None:
+        self.answers += 1
+        for name in ("new_tokens", "steps", "step_tokens", "active_rows", "prompt_tokens", "cached_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(stats, name))
+
+
+class ChatLoop:
+    """Turns of a conversation, from lines to answers.
+
+    settings        of every answer, as `SpeculativeDecoder.generate` takes them; a seed is that of the first one, the
+                    next has the next
+    keeps_going     what is wrong with a turn is said and the chat goes on; otherwise it is raised
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        settings: dict[str, Any],
+        view: PlainView | LiveView,
+        keeps_going: bool,
+    ) -> None:
+        self.conversation, self.settings, self.view, self.keeps_going = conversation, settings, view, keeps_going
+        self.totals = ChatTotals()
+        self._commands: dict[str, tuple[str, Callable[[], bool]]] = {
+            "/help": ("these lines", self._help),
+            "/regen": ("another answer in place of the last one", self._regenerate),
+            "/undo": ("take back the last question and its answer", self._undo),
+            "/reset": ("begin anew", self._reset),
+            "/stats": ("figures of the chat so far", self._stats),
+            "/exit": ("leave, as Ctrl-D does", lambda: False),
+        }
+
+    def run(self, lines: Iterable[str]) -> None:
+        """Take lines until they end or one of them is /exit; a line that ends in a backslash goes on in the next."""
+        for message in joined_lines(lines):
+            if message.strip() and not self._take(message):
+                return
+
+    def _take(self, message: str) -> bool:
+        """Whether the chat goes on after this message."""
+        try:
+            if not message.startswith(COMMAND):
+                return self._answer(lambda settings: self.conversation.ask(message, **settings))
+            name = message.strip()
+            if name not in self._commands:
+                raise ValueError(f"a command must be one of {', '.join(self._commands)}, got {name!r}")
+            return self._commands[name][1]()
+        except (ValueError, TypeError, NotImplementedError, MemoryError, KeyboardInterrupt) as error:
+            if not self.keeps_going:
+                raise
+            is_stopped = isinstance(error, KeyboardInterrupt)
+            self.view.say("stopped: what was said stays" if is_stopped else f"error: {one_line(error)}")
+            return True
+
+    def _answer(self, begin: Callable[[dict[str, Any]], Answer]) -> bool:
+        decoder, settings = self.conversation.decoder, dict(self.settings)
+        if settings.get("seed") is not None:
+            settings["seed"] += self.totals.answers
+        pieces = begin(settings)
+        decoder.last_stats = None
+        try:
+            with self.view.answering() as show:
+                for piece in pieces:
+                    assert decoder.last_stats is not None, "a piece comes with figures"
+                    show(piece.text, decoder.last_stats)
+        finally:
+            pieces.close()  # what was said enters the history
+            if decoder.last_stats is not None:
+                self.totals.add(decoder.last_stats)
+        window = decoder.target.context_window
+        if self.conversation.num_tokens >= window:
+            self.view.say(
+                f"the context window of {window:,} tokens is full: /undo takes back the last turn, /reset begins anew"
+            )
+        return True
+
+    def _regenerate(self) -> bool:
+        return self._answer(lambda settings: self.conversation.regenerate(**settings))
+
+    def _undo(self) -> bool:
+        self.conversation.undo()
+        self.view.say(f"{len(self.conversation.messages)} messages are left")
+        return True
+
+    def _reset(self) -> bool:
+        self.conversation.reset()
+        self.view.say("a new conversation")
+        return True
+
+    def _help(self) -> bool:
+        for name, (what, _) in self._commands.items():
+            self.view.say(f"{name:8}{what}")
+        self.view.say(
+            "Ctrl-C stops an answer. A line that ends in \\ goes on in the next; one that begins with a space"
+        )
+        self.view.say("and a slash is no command.")
+        return True
+
+    def _stats(self) -> bool:
+        totals, target = self.totals, self.conversation.decoder.target
+        self.view.say(
+            f"{totals.answers} answers, {totals.new_tokens:,} tokens, "
+            f"{totals.step_tokens / max(1, totals.steps):.2f} per pass, "
+            f"{totals.active_rows / max(1, totals.steps):,.0f} rows, "
+            f"reused {totals.cached_tokens:,} of {totals.prompt_tokens:,}; "
+            f"the context window holds {self.conversation.num_tokens:,} of {target.context_window:,} tokens"
+        )
+        return True
+
+
+def joined_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Messages: a line that ends in a backslash is joined with the next. Example: "a\\", "b", "c" give "a\\nb", "c"."""
+    held: list[str] = []
+    for line in lines:
+        if line.endswith(CONTINUED):
+            held.append(line.removesuffix(CONTINUED))
+        else:
+            yield "\n".join([*held, line])
+            held.clear()
+    if held:
+        yield "\n".join(held)
