@@ -27,6 +27,7 @@ TREE = TreeShape(3, 3, 9)
 FREQUENT = torch.randperm(FEW_IDS, generator=torch.Generator().manual_seed(0))
 KINDS = ("eagle", "eagle3", "medusa", "causal-lm", "prompt-lookup", "joined", "mtp")
 VOCABS = ("full", "in-context", "static:9", "hybrid:5+prior", "hybrid:auto")
+ATOL = 1e-5  # float64, but routers and norms of transformers compute in float32
 FIGURES = ("new_tokens", "target_passes", "steps", "step_tokens", "active_rows", "observed_ids", "unsayable_ids")
 
 
@@ -105,7 +106,18 @@ def figures(decoder: SpeculativeDecoder) -> list[int]:
     return [getattr(decoder.last_stats, name) for name in FIGURES]
 
 
-@settings(max_examples=60)
+def held_rows(decoder: SpeculativeDecoder) -> list[torch.Tensor]:
+    """What the caches of target and drafter hold of the text."""
+    rows, drafter = [], decoder.drafter
+    for part in (drafter.model, drafter.lookup) if isinstance(drafter, JoinedDrafter) else (drafter,):
+        if isinstance(part, PromptLookupDrafter):
+            rows.append(part.history[: part.length])
+    model = drafter.model if isinstance(drafter, JoinedDrafter) else drafter
+    caches = [decoder.target.cache, getattr(getattr(model, "body", model), "cache", None)]
+    return rows + [cache.buffer[..., : cache.length, :] for cache in caches if cache is not None]
+
+
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(KINDS),
     vocab=st.sampled_from(VOCABS),
@@ -123,6 +135,8 @@ def test_every_turn_is_that_of_a_decoder_that_reads_the_whole_text(kind, vocab, 
             said = answer(decoder, text, prefix_cache=prefix_cache, **options)
             assert said == answer(fresh, text, **options)
             assert figures(decoder) == figures(fresh)
+            for rows, expected in zip(held_rows(decoder), held_rows(fresh), strict=True):
+                torch.testing.assert_close(rows, expected, atol=ATOL, rtol=0)
             num_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(held, text, strict=False)))
             num_new = len(text) - min(num_common, len(text) - 1)
             assert num_new <= len(text) - decoder.last_stats.cached_tokens <= num_new + TREE.depth + 2
