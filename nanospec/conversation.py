@@ -38,7 +38,7 @@ class Conversation:
     whatever is rendered in another way than before is read again (see `PrefixCache`). Without a chat template every
     message is followed by a blank line.
 
-    Raises ValueError for a decoder without a tokenizer, NotImplementedError with a tensor-parallel target.
+    Raises ValueError for a decoder without a tokenizer.
     """
 
     def __init__(self, decoder: SpeculativeDecoder, system: str | None = None) -> None:
@@ -61,7 +61,8 @@ class Conversation:
 
         When the iterator ends, is closed or another answer begins, `messages` has what was said. Where nothing was,
         whatever the reason, it stays as it is. Raises FullContextError, a ValueError, if there is no room for an
-        answer, ValueError for an empty text or messages that the chat template refuses, and as `generate`.
+        answer, ValueError for an empty text or messages that the chat template refuses, and as `generate` with a
+        `PrefixCache`.
         """
         if not text:
             raise ValueError("text must not be empty, got ''")

@@ -118,6 +118,19 @@ def test_an_answer_left_early_stays_as_far_as_it_was_said():
     assert tokens == fresh.generate(given_ids[1], max_new_tokens=9).token_ids
 
 
+def test_after_a_stop_string_the_text_goes_on_without_it():
+    decoder, fresh = chatting_decoder(), chatting_decoder()
+    given_ids, conversation = asked_ids(decoder), Conversation(decoder)
+    said(conversation.ask("Why?", max_new_tokens=30))
+    text = conversation.messages[-1]["content"]
+    said(conversation.regenerate(max_new_tokens=30, stop_strings=[text[6:9]]))
+    kept = conversation.messages[-1]["content"]
+    assert kept == text[: text.index(text[6:9])]
+    tokens = said(conversation.ask("How?", max_new_tokens=9))
+    assert decoder.tokenizer.decode(given_ids[-1]) == f"<s>[Why?]{kept}</s>[How?]"
+    assert tokens == fresh.generate(given_ids[-1], max_new_tokens=9).token_ids
+
+
 def test_a_question_ends_the_answer_before_it_and_what_was_not_begun_leaves_nothing():
     decoder = chatting_decoder()
     conversation = Conversation(decoder)
