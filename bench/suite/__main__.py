@@ -1,8 +1,9 @@
 """Our engine and its peers side by side: python -m bench.suite --prompts DIR --out DIR
 
-The same prompts, weights, dtype and threads in one process, interleaved prompt by prompt: plain decoding, transformers'
-greedy, assisted and prompt-lookup generation, and our engine with every draft vocabulary. Each row runs in its own best
-ordinary configuration; the report says which. Every answer is held against plain decoding's before a figure counts:
+The same prompts, weights, dtype and threads, interleaved prompt by prompt: plain decoding, transformers' greedy,
+assisted and prompt-lookup generation, our engine with every draft vocabulary, and vLLM with and without our plugin in
+processes of its own. Each row runs in its own best ordinary configuration; the report says which. Every answer is held
+against plain decoding's before a figure counts:
 exit status 1 for tokens that rounding does not explain. A run that was ended is continued by the same command.
 """
 
@@ -13,6 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +27,8 @@ from bench.suite.measuring import check_answers, measure, num_runs, results_of
 from bench.suite.plots import SPEEDUP, draw_all
 from bench.suite.prompts import PromptSet, drawn_order, read_prompt_set
 from bench.suite.report import as_markdown, build_rows, describe_difference, headline
-from bench.suite.rows import BY_NAME, LeftOut, Row, choose_rows
+from bench.suite.rows import BY_NAME, VLLM_ROWS, LeftOut, Row, choose_rows
+from bench.suite.vllm_peers import VllmPeers, describe_environment, pair_of, what_lacks
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.machine import describe_machine
 from nanospec.cli.measure import AUTOREGRESSIVE, Difference
@@ -41,7 +44,7 @@ from nanospec.tree_shape import TreeShape
 JSON_NAME, MARKDOWN_NAME, STATE_NAME = "suite.json", "suite.md", "state.jsonl"
 EXIT_WRONG_RESULT = 1
 LOCALITY_ROW, LOCALITY_TOKENS = "in-context", 192
-MOST_DRAFTED = 64  # room behind the answer that a tree or an assistant may write to
+MOST_DRAFTED = 64  # room behind the answer that a tree, a chain or an assistant may write to
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -69,11 +72,15 @@ def main(
     trim_list: Annotated[
         str | None, typer.Option(help="Ids to draft, a list of `nanospec calibrate` or a trimmed draft.")
     ] = None,
+    vllm: Annotated[
+        str | None,
+        typer.Option(metavar="PYTHON", help="Interpreter of an environment with vLLM and nanospec, for vLLM's rows."),
+    ] = None,
     tree: Annotated[
         str,
         typer.Option(
             metavar="auto|shared|DEPTH,BRANCHING,NODES",
-            help="auto: measured for every row; shared: with in-context, one for all rows of a drafter.",
+            help="auto: measured for every row; shared: with in-context, one for all rows of a drafter, but vLLM's.",
         ),
     ] = OWN_TREES,
     dtype: DtypeOption = None,
@@ -82,23 +89,26 @@ def main(
     debug: DebugOption = False,
 ) -> None:
     """Measure every row on every prompt, and report medians with 95 % intervals per task and over all."""
-    options = {"assistant": assistant, "router": router, "trim-list": trim_list}
+    options = {"assistant": assistant, "router": router, "trim-list": trim_list, "vllm": vllm}
     for name, path in (("eagle3", eagle3), ("medusa", medusa)):
         options[name] = str(DRAFT_DIRECTORIES[name]) if path is None and target is None else path
-    with one_line_errors(debug):
+    with one_line_errors(debug), ExitStack() as stack:
         if plots:
             check_plot_path(out / f"{SPEEDUP}.svg")
         if max_new_tokens < 2:
             raise ValueError(f"max-new-tokens must be at least 2, got {max_new_tokens}")
         decoder = load_decoder(target, draft, vocab="full", tree=None, dtype=dtype, device=device)
-        contenders = Contenders(decoder, options, tree)
-        chosen, left_out = choose_rows(row or (), options, decoder)
-        contenders.check(chosen)
         read = read_prompt_set(decoder, prompts or [], per_task or None, max_new_tokens + MOST_DRAFTED)
+        num_positions = read.longest + max_new_tokens + MOST_DRAFTED
+        peers, reasons = _vllm_peers(vllm, decoder, (target, draft), num_positions, out)
+        contenders = Contenders(decoder, options, tree, peers)
+        stack.callback(contenders.close)
+        chosen, left_out = choose_rows(row or (), options, decoder, reasons)
+        contenders.check(chosen)
         machine = describe_machine(decoder.target.device, decoder.target.dtype)
         decides = {
             "pair": (target, draft), **options, "asked_tree": tree, "rows": chosen, "max_new_tokens": max_new_tokens,
-            "texts": _digest(read), "machine": machine,
+            "texts": _digest(read), "machine": machine, "vllm_environment": peers and peers.environment,
         }  # fmt: skip
         state = StateFile(out / STATE_NAME, decides, key="run")
         trees = _find_trees(contenders, chosen, state)
@@ -111,11 +121,30 @@ def main(
             "left_out": [left._asdict() for left in left_out],
             "differences": [difference._asdict() for difference in differences],
             "locality": _locality(contenders, chosen, trees, read, state),
+            "vllm": peers and _describe_vllm(peers, chosen, trees),
         }
         _write(report, out, plots)
         _announce(report, left_out)
     if not all(row["is_right"] for row in report["rows"]):
         raise typer.Exit(EXIT_WRONG_RESULT)
+
+
+def _vllm_peers(
+    python: str | None, decoder: SpeculativeDecoder, pair: tuple[str | None, str | None], num_positions: int, out: Path
+) -> tuple[VllmPeers | None, dict[str, str]]:
+    """vLLM's rows where there is an interpreter for them, and why some of them cannot take part."""
+    if python is None:
+        return None, {}
+    environment, directories = describe_environment(python), pair_of(decoder, *pair)
+    peers = VllmPeers(environment, directories, decoder.target.dtype, num_positions, out)
+    return peers, what_lacks(environment, directories, decoder)
+
+
+def _describe_vllm(peers: VllmPeers, rows: Sequence[Row], trees: dict[str, TreeShape]) -> dict[str, Any]:
+    names = [row.name for row in rows if row.name in VLLM_ROWS]
+    depths = {name: trees[name].depth if name in trees else None for name in names}
+    settings = {name: peers.settings(name, depth) for name, depth in depths.items()}
+    return {"versions": peers.environment.versions, "preload": peers.environment.preload, "rows": settings}
 
 
 def _find_trees(contenders: Contenders, rows: Sequence[Row], state: StateFile) -> dict[str, TreeShape]:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from bench.suite.decoded import Decode, Decoded
 from bench.suite.peers import LOOKUP_TOKENS, load_assistant, peer
-from bench.suite.rows import ASSISTED, LOOKUP, PAIR, PEERS, Row, vocab_of
+from bench.suite.rows import ASSISTED, LOOKUP, PAIR, PEERS, VLLM, VLLM_ROWS, Row, vocab_of
+from bench.suite.vllm_peers import VllmPeers
 from nanospec.checkpoints import load_drafter
 from nanospec.cli.measure import AUTOREGRESSIVE
 from nanospec.decode import SpeculativeDecoder
@@ -20,6 +21,7 @@ from nanospec.drafters.drafter import Drafter, deepest_tree
 from nanospec.result import GenerationResult
 from nanospec.tree_growers import model_of
 from nanospec.tree_shape import TreeShape, parse_tree_shape
+from nanospec.tree_tuning import probe_prompts
 
 OWN_TREES: Literal["auto"] = "auto"
 ONE_TREE = "shared"
@@ -32,13 +34,21 @@ class Contenders:
 
     options  paths by option name, as rows need them
     tree     OWN_TREES: measured at start-up for every row; ONE_TREE: with the in-context vocabulary for all rows of a
-             drafter; or a shape "DEPTH,BRANCHING,NODES" for all, cut where a drafter is not so deep
+             drafter; or a shape "DEPTH,BRANCHING,NODES" for all, cut where a drafter is not so deep. vLLM drafts a
+             chain, DEPTH,1,DEPTH+1: of that depth, or measured for every row of its own
+    vllm     what its rows need
 
     Raises what loading raises, and ValueError for a tree that cannot be read.
     """
 
-    def __init__(self, decoder: SpeculativeDecoder, options: Mapping[str, str | None], tree: str = OWN_TREES) -> None:
-        self.decoder, self.options, self.tree = decoder, options, tree
+    def __init__(
+        self,
+        decoder: SpeculativeDecoder,
+        options: Mapping[str, str | None],
+        tree: str = OWN_TREES,
+        vllm: VllmPeers | None = None,
+    ) -> None:
+        self.decoder, self.options, self.tree, self.vllm = decoder, options, tree, vllm
         self._shape = None if tree in (OWN_TREES, ONE_TREE) else parse_tree_shape(tree)
         self._drafters: dict[str, Drafter] = {PAIR: decoder.drafter}
         self._shared: dict[str, TreeShape] = {}
@@ -55,7 +65,7 @@ class Contenders:
         for row in rows:
             if row.name == ASSISTED:
                 self._load_assistant()
-            elif row.drafter is not None:
+            elif row.drafter not in (None, VLLM):
                 self.speculative(row, None if self._shape is None else self._find_tree(row))
 
     def find_trees(self, rows: Sequence[Row]) -> dict[str, TreeShape]:
@@ -66,6 +76,11 @@ class Contenders:
         """What decodes, in the order of the rows. Token ids go in and come out, of our engine as of the others."""
         return {row.name: self._build(row, trees) for row in rows}
 
+    def close(self) -> None:
+        """End the processes of peers."""
+        if self.vllm is not None:
+            self.vllm.close()
+
     def speculative(self, row: Row, tree: TreeArgument) -> SpeculativeDecoder:
         """The decoder of a row of our engine."""
         assert row.drafter is not None, f"{row.name} has no drafter"
@@ -73,6 +88,9 @@ class Contenders:
 
     def _build(self, row: Row, trees: Mapping[str, TreeShape]) -> Decode:
         target = self.decoder.target.model
+        if row.name in VLLM_ROWS:
+            assert self.vllm is not None, f"{row.name} is left out without vLLM"
+            return self.vllm.row(row.name, trees[row.name].depth if row.name in trees else None)
         if row.name in PEERS:
             if row.name == ASSISTED:
                 return peer(target, assistant_model=self._load_assistant())
@@ -84,6 +102,8 @@ class Contenders:
 
     def _find_tree(self, row: Row) -> TreeShape:
         assert row.drafter is not None, f"{row.name} has no drafter"
+        if row.drafter == VLLM:
+            return self._find_chain(row)
         if self.tree == OWN_TREES:
             return self.speculative(row, OWN_TREES).tree
         if self.tree == ONE_TREE:
@@ -95,6 +115,14 @@ class Contenders:
         depth = min(self._shape.depth, deepest_tree(model_of(self._drafter(row.drafter))) or self._shape.depth)
         shape = self._shape._replace(depth=depth)
         return shape._replace(num_nodes=min(shape.num_nodes, 1 + shape.num_candidates))
+
+    def _find_chain(self, row: Row) -> TreeShape:
+        assert self.vllm is not None, f"{row.name} is left out without vLLM"
+        if self._shape is None:
+            depth = self.vllm.find_chain(row.name, probe_prompts(self.decoder))
+        else:
+            depth = self._shape.depth
+        return TreeShape(depth, 1, 1 + depth)
 
     def _decoder(self, drafter: str, vocab: str, tree: TreeArgument) -> SpeculativeDecoder:
         """A tokenizer is what a tree is measured with; a measured row has none, so that no text is made."""

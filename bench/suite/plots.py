@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.suite.decoded import STAGES
 from bench.suite.report import OVERALL
-from bench.suite.rows import FULL, PEERS
+from bench.suite.rows import FULL, PEERS, VLLM_NANOSPEC, VLLM_ROWS
 from nanospec.cli.measure import AUTOREGRESSIVE
 from nanospec.coverage.pareto_plot import COLOURS, DOTS_PER_INCH, FORMATS, WIDTH_INCHES, new_figure, save_figure
 
@@ -23,7 +23,11 @@ GREY = "#888888"
 # Colour and hatch say the same: which stage, and for the first picture whose row.
 STAGE_LOOKS = {"draft": (BLUE, ""), "verify": (GREY, ""), "vocabulary": (ORANGE, "////"), "other": (GREEN, "....")}
 OURS, OURS_FULL, THEIRS = "our engine", "our engine, full vocabulary", "transformers"
-KINDS = {OURS: (BLUE, ""), OURS_FULL: (COLOURS[5], ".."), THEIRS: (COLOURS[4], "////")}
+IN_VLLM, OURS_IN_VLLM = "vLLM", "vLLM with our plugin"
+KINDS = {
+    OURS: (BLUE, ""), OURS_FULL: (COLOURS[5], ".."), THEIRS: (COLOURS[4], "////"), IN_VLLM: (COLOURS[3], "\\\\\\\\"),
+    OURS_IN_VLLM: (COLOURS[2], "xx"),
+}  # fmt: skip
 MARKER_AREA = 9
 
 
@@ -137,4 +141,6 @@ def _draw_speedups(axes: Axes, rows: Sequence[Mapping[str, Any]], part: str) -> 
 def _kind_of(row: Mapping[str, Any]) -> str:
     if row["row"] in PEERS:
         return THEIRS
+    if row["row"] in VLLM_ROWS:
+        return OURS_IN_VLLM if row["row"] == VLLM_NANOSPEC else IN_VLLM
     return OURS_FULL if row["row"] == FULL or row["row"].endswith(f"-{FULL}") else OURS

@@ -41,6 +41,11 @@ class PromptSet(NamedTuple):
             counts[prompt.task] += 1
         return dict(counts)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(prompt.input_ids.shape[1] for prompt in self.prompts)
+
 
 def prompt_files(sources: Sequence[Path]) -> list[Path]:
     """Files as they are given, of a directory those with a known name; of nothing the repository's own.

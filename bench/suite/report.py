@@ -20,6 +20,11 @@ HEADINGS = (
     "TTFT of plain", "near ties",
 )  # fmt: skip
 OTHER_TREE = "*"
+VLLM_TIMING = (
+    "One request at a time, in a process per row that idles while others run; the clock is around the engine in it, so "
+    "that what the processes tell each other is not counted. The prefix cache is off: every prompt runs more than "
+    "once, and the other rows have none."
+)
 
 
 def build_rows(
@@ -74,6 +79,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     lines += ["", "## Rows", ""]
     lines += [f"- {row['row']}: {row['stands_for']}{_tree_note(row)}" for row in rows]
     lines += [f"- left out, {out['name']}: {out['reason']}" for out in report["left_out"]]
+    lines += [] if report["vllm"] is None else ["", "## vLLM", "", *_vllm_lines(report["vllm"])]
     return "\n".join(lines) + "\n"
 
 
@@ -141,8 +147,21 @@ def _tree_note(row: Mapping[str, Any]) -> str:
     if row["tree"] is None:
         return ""
     depth, branching, num_nodes = row["tree"]
+    shape = f"chain of {depth}" if branching == 1 else f"tree {depth}, {branching}, {num_nodes}"
     note = "; accept length relative to a row with another tree" if row["has_tree_of_full"] is False else ""
-    return f" (tree {depth}, {branching}, {num_nodes}{note})"
+    return f" ({shape}{note})"
+
+
+def _vllm_lines(vllm: Mapping[str, Any]) -> list[str]:
+    """What its rows ran with, and how they were timed."""
+    versions = ", ".join(f"{name} {version}" for name, version in vllm["versions"].items())
+    preload = ", ".join(vllm["preload"]) or "nothing"
+    lines = [f"{versions}; preloaded: {preload}. {VLLM_TIMING}", ""]
+    for name, settings in vllm["rows"].items():
+        engine = ", ".join(f"{key}={value!r}" for key, value in settings["engine"].items())
+        environment = " ".join(f"{key}={value}" for key, value in settings["environment"].items())
+        lines.append(f"- {name}: `{environment}`, `LLM({engine})`")
+    return lines
 
 
 def _estimate(estimate: Mapping[str, float] | None, form: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nanospec.cli.measure import AUTOREGRESSIVE
@@ -10,15 +11,16 @@ from nanospec.decode import SpeculativeDecoder
 
 TRANSFORMERS, ASSISTED, LOOKUP = "transformers", "transformers-assisted", "transformers-lookup"
 PEERS = (TRANSFORMERS, ASSISTED, LOOKUP)
+VLLM, VLLM_EAGLE, VLLM_NANOSPEC = "vllm", "vllm-eagle", "vllm-nanospec"
+VLLM_ROWS = (VLLM, VLLM_EAGLE, VLLM_NANOSPEC)
 PAIR = "draft"  # the drafter of the pair itself; others are named after their option
 FULL = "full"
-VLLM_IS_LEFT_OUT = "needs an environment of its own; this version does not run it"
 
 
 class Row(NamedTuple):
     """name        in tables; stands_for: the method and how it is configured
     drafter     PAIR, or the option that brings it; None: nobody drafts, or transformers does
-    vocab       of our engine, as `SpeculativeDecoder` takes it; {file} is what the option `needs` says
+    vocab       of our engine, as `SpeculativeDecoder` takes it; {file} is what the option `needs` says; in vLLM a name
     needs       option without which the row is left out
     is_default  whether it takes part unasked
     """
@@ -49,6 +51,9 @@ ROWS = (
     Row("routed", "DynaSpec: clusters that a router picks for every level", PAIR, "routed:{file}", "router"),
     Row("in-context", "NanoSpec: ids of the text and of the target's suggestions", PAIR, "in-context"),
     Row("hybrid", "1,024 frequent ids, in-context and the successor prior", PAIR, "hybrid:1024+prior"),
+    Row(VLLM, "vLLM, plain decoding", needs="vllm"),
+    Row(VLLM_EAGLE, "vLLM, its own speculation with the pair's draft over the full vocabulary", VLLM, FULL, "vllm"),
+    Row(VLLM_NANOSPEC, "vLLM with our plugin, the same draft", VLLM, "plugin", "vllm"),
     Row(
         "assistant-in-context",
         "the assistant as our drafter, in-context",
@@ -73,12 +78,16 @@ class LeftOut(NamedTuple):
 
 
 def choose_rows(
-    asked: Sequence[str], options: Mapping[str, str | None], decoder: SpeculativeDecoder
+    asked: Sequence[str],
+    options: Mapping[str, str | None],
+    decoder: SpeculativeDecoder,
+    reasons: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[Row], list[LeftOut]]:
     """The rows that take part, plain decoding always among them, and the default ones that cannot.
 
-    asked: names; empty: all default rows. options: by their names, what was given. A row that was asked for by name
-    and cannot take part raises ValueError, and so does a name that is none.
+    asked: names; empty: all default rows. options: by their names, what was given. reasons: by row name, why it cannot
+    although it has its option. A row that was asked for by name and cannot take part raises ValueError, and so does a
+    name that is none.
     """
     unknown = [name for name in asked if name not in BY_NAME]
     if unknown:
@@ -86,14 +95,14 @@ def choose_rows(
     wanted = [row for row in ROWS if row.name in asked or row.name == AUTOREGRESSIVE or (not asked and row.is_default)]
     chosen, left_out = [], []
     for row in wanted:
-        reason = _what_lacks(row, options, decoder)
+        reason = _what_lacks(row, options, decoder) or reasons.get(row.name)
         if reason is None:
             chosen.append(row)
         elif row.name in asked:
             raise ValueError(f"row {row.name} cannot take part: {reason}")
         else:
             left_out.append(LeftOut(row.name, reason))
-    return chosen, [*left_out, LeftOut("vllm", VLLM_IS_LEFT_OUT)]
+    return chosen, left_out
 
 
 def vocab_of(row: Row, options: Mapping[str, str | None]) -> str:

@@ -52,6 +52,7 @@ def report(differences=()):
         "rows": build_rows(NAMES, TASKS, state(), TREES, differences),
         "left_out": [{"name": "routed", "reason": "--router was not given"}],
         "locality": {"vocab_size": 61, "steps": steps},
+        "vllm": None,
     }
 
 
@@ -90,6 +91,27 @@ def test_the_markdown_says_with_what_and_what_was_left_out():
         "- left out, routed: --router was not given",
     ):  # fmt: skip
         assert part in markdown
+
+
+def test_rows_of_vllm_say_how_they_were_configured():
+    trees = {"vllm-eagle": TreeShape(3, 1, 4), "vllm-nanospec": TreeShape(4, 1, 5)}
+    kept = state()
+    for name, tree in trees.items():
+        for number in range(len(TASKS)):
+            decoded = Decoded(list(range(9)), 3.0, 1.0, 1, 4, tree.num_nodes, 100)
+            kept.add({"run": run_key(number, name), **decoded._asdict()})
+    made = report()
+    made["rows"] += build_rows(list(trees), TASKS, kept, trees, [])
+    rows = {"vllm-eagle": {"environment": {"NANOSPEC_OFF": "1"}, "engine": {"dtype": "bfloat16", "seed": 0}}}
+    made["vllm"] = {"versions": {"vllm": "0.32.0", "torch": "2.13.0"}, "preload": ["/a/libiomp5.so"], "rows": rows}
+    markdown = as_markdown(made)
+    for part in (
+        "full vocabulary (chain of 3)\n", "draft (chain of 4; accept length relative to a row with another tree)",
+        "## vLLM\n\nvllm 0.32.0, torch 2.13.0; preloaded: /a/libiomp5.so. One request at a time",
+        "- vllm-eagle: `NANOSPEC_OFF=1`, `LLM(dtype='bfloat16', seed=0)`",
+    ):  # fmt: skip
+        assert part in markdown
+    assert "## vLLM" not in as_markdown(report())
 
 
 def test_a_near_tie_is_counted_and_figures_stay():
