@@ -37,6 +37,10 @@ class InContextDraft:
         self._head: ActiveHead | None = None
         self._is_checked = not self._settings.is_on
         self._is_loaded = False
+        self.prompt_positions = self._settings.prompt_positions if self.num_top else 0
+        reason = _why_no_prompts(vllm_config)
+        if self._settings.is_on and self.prompt_positions and reason:
+            self.leave_prompts_out(reason)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         """As vLLM's, after which the buffers exist, so that its memory profile counts them.
@@ -57,6 +61,21 @@ class InContextDraft:
     def num_top(self) -> int:
         """Of the target's best ids at a position, how many the vocabulary learns."""
         return self._settings.num_top
+
+    @property
+    def num_prompt_top(self) -> int:
+        """As `num_top`, at a prompt's positions, which tell less of what follows."""
+        return -(-self.num_top // 2)
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Requests that vLLM runs at once, at most."""
+        return self._vllm_config.scheduler_config.max_num_seqs
+
+    def leave_prompts_out(self, reason: str) -> None:
+        """The vocabulary learns of prompts their text alone: `prompt_positions` is 0 from now on."""
+        self.prompt_positions = 0
+        log.warning("nanospec: a prompt gives its own ids, but none of the target's: %s", reason)
 
     def head_now(self) -> ActiveHead | None:
         """What to publish requests to; None where the plugin is off, or cannot serve this head, which is said once."""
@@ -118,7 +137,7 @@ class InContextDraft:
         rows = RequestRows(
             vocab_size,
             self._settings.capacity,
-            self._vllm_config.scheduler_config.max_num_seqs,
+            self.max_num_seqs,
             read_pinned_ids(self._settings, draft_directory, vocab_size),
             target_ids,
             next(self.parameters()).device,  # type: ignore[attr-defined]
@@ -179,6 +198,15 @@ def read_pinned_ids(settings: VllmSettings, draft_directory: Path, vocab_size: i
     if ids.shape[0] < num_ids:
         raise ValueError(f"vocab {settings.vocab!r} needs as many frequent ids, {path} has {ids.shape[0]}")
     return ids[:num_ids]
+
+
+def _why_no_prompts(vllm_config: Any) -> str | None:
+    """Why the target's head cannot be run over a prompt's hidden states; None if it can."""
+    if vllm_config.lora_config is not None:
+        return "with LoRA, logits are made for the positions that are sampled"
+    if vllm_config.cache_config.kv_sharing_fast_prefill:
+        return "kv_sharing_fast_prefill leaves their hidden states unfinished"
+    return None
 
 
 def _shard_of(lm_head: Any) -> HeadShard | None:

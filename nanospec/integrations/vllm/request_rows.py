@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from nanospec.vocab.reduced import head_positions
 from nanospec.vocab.sources import IN_CONTEXT_SOURCES, gather_candidates
 
 PROMPT_CHUNK = 1024  # ids of a prompt that one update takes
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class RequestRows:
@@ -72,12 +74,19 @@ class RequestRows:
         return len(self._row_of)
 
     def enter(
-        self, request_ids: Sequence[str], living: Mapping[str, object], known_ids: Callable[[str], Sequence[int]]
+        self,
+        request_ids: Sequence[str],
+        living: Mapping[str, object],
+        known_ids: Callable[[str], Sequence[int]],
+        prompt_top_ids: Mapping[str, Tensor] = NOTHING,
     ) -> None:
         """Give each of a batch's requests a row: the one it has, or an empty one that is shown `known_ids` of it.
 
         living: every request that vLLM knows, by id; those that are gone, or whose object is another one under the
         same id, lose their rows, and where room is short those outside the batch do.
+
+        prompt_top_ids: by request, int64 [n, k], the target's best ids at positions of its prompt. They count as older
+        than the text, which is therefore shown again where a prompt comes in chunks.
 
         Raises ValueError for more than R requests.
         """
@@ -85,8 +94,11 @@ class RequestRows:
         if sum(request_id not in self._row_of for request_id in request_ids) > len(self._free):
             self.keep_only({request_id: living[request_id] for request_id in request_ids})
         for request_id in request_ids:
+            top_ids = prompt_top_ids.get(request_id)
             if request_id not in self._row_of:
-                self.admit(request_id, known_ids(request_id), living[request_id])
+                self.admit(request_id, known_ids(request_id), living[request_id], top_ids)
+            elif top_ids is not None:
+                self._show(self._row_of[request_id], self._sayable(known_ids(request_id)), top_ids)
 
     def keep_only(self, living: Mapping[str, object]) -> None:
         """All other requests have finished, were cancelled or make room: their rows are free."""
@@ -98,10 +110,13 @@ class RequestRows:
             self._last_index = None
             self._may_be_empty.discard(request_id)
 
-    def admit(self, request_id: str, token_ids: Sequence[int], owner: object = None) -> None:
+    def admit(
+        self, request_id: str, token_ids: Sequence[int], owner: object = None, top_ids: Tensor | None = None
+    ) -> None:
         """Give a request an empty row and show it what is known of its text, oldest first; other numbers count as none.
 
-        owner: what `keep_only` is to find under the same id.
+        owner: what `keep_only` is to find under the same id; top_ids int64 [n, k]: the target's best ids at positions
+        of the text, best first.
 
         Raises ValueError for a request that has a row, and where all rows are taken.
         """
@@ -111,13 +126,11 @@ class RequestRows:
             raise ValueError(f"at most {self.tracker.batch_size} requests may hold a row, got one more: {request_id!r}")
         row = self._row_of[request_id] = heapq.heappop(self._free)
         self._owner[request_id] = owner
-        own = self.tracker.sequences(row, row + 1)
-        own.reset()
-        positions = self._host_positions(torch.tensor(list(token_ids), dtype=torch.int64))
-        if positions.shape[0] == 0 and own.pinned_ids.shape[0] == 0:
+        self.tracker.sequences(row, row + 1).reset()
+        positions = self._sayable(token_ids)
+        if positions.shape[0] == 0 and self.tracker.pinned_ids.shape[0] == 0:
             self._may_be_empty.add(request_id)
-        for chunk in positions.to(self.device).split(PROMPT_CHUNK):
-            own.observe(chunk[None])
+        self._show(row, positions, top_ids)
 
     def observe(self, request_ids: Sequence[str], token_ids: Tensor, top_ids: Tensor) -> None:
         """What one target pass said, for the requests of a batch in its order.
@@ -153,6 +166,19 @@ class RequestRows:
             request_id for request_id, count in zip(suspects, counts, strict=True) if count
         )
         return 0 in counts
+
+    def _show(self, row: int, positions: Tensor, top_ids: Tensor | None) -> None:
+        """Show a row a prompt: suggestions int64 [n, k] of the target, then the text int64 [m], as rows of the head."""
+        text = positions.to(self.device)[None]
+        top = text.new_empty(1, 0, 0) if top_ids is None else self._positions(top_ids)[None]
+        candidates = gather_candidates(IN_CONTEXT_SOURCES, Observation(text, top, text))
+        own = self.tracker.sequences(row, row + 1)
+        for chunk in candidates.split(PROMPT_CHUNK, 1):
+            own.observe(chunk)
+
+    def _sayable(self, token_ids: Sequence[int]) -> Tensor:
+        """int64 [n]: rows of the draft's head of a text's ids, on the host, without those that it cannot say."""
+        return self._host_positions(torch.tensor(list(token_ids), dtype=torch.int64))
 
     def _positions(self, ids: Tensor) -> Tensor:
         """Ids of the target -> rows of the draft's head, -1 where it has none."""

@@ -10,11 +10,13 @@ import functools
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nanospec.integrations.vllm.active_head import ActiveHead
 from nanospec.integrations.vllm.draft_model import InContextDraft
+from nanospec.integrations.vllm.prompt_suggestions import ReadRows, best_ids_of_rows, block_size, rows_to_score
 from nanospec.integrations.vllm.runner_v1 import MARK, rows_by_request, unwrapped
 from nanospec.ops.blocked_topk import blocked_topk
 
@@ -76,6 +78,7 @@ def _sample(original: Any, self: Any, hidden_states: Tensor, input_batch: Any, *
         return original(self, hidden_states, input_batch, *args)
     model, head = draft
     input_batch.nanospec_num_top = model.num_top
+    prompt_top_ids = _prompt_suggestions(self, model, hidden_states, input_batch)
     outcome = original(self, hidden_states, input_batch, *args)
     output, num_sampled = outcome[0], outcome[1]
     request_ids = list(input_batch.req_ids)[: input_batch.num_reqs]
@@ -85,10 +88,34 @@ def _sample(original: Any, self: Any, hidden_states: Tensor, input_batch: Any, *
     if top_ids is None:
         top_ids = sampled.new_empty(len(request_ids), 0, 0)
     known = self.__dict__.get("_nanospec_known", {})
-    head.rows.enter(request_ids, known, known.__getitem__)
+    head.rows.enter(request_ids, known, known.__getitem__, prompt_top_ids)
     head.rows.observe(request_ids, sampled.masked_fill(~is_token, -1), top_ids)
     head.publish(request_ids)
     return outcome
+
+
+def _prompt_suggestions(
+    runner: Any, model: InContextDraft, hidden_states: Tensor, input_batch: Any
+) -> dict[str, Tensor]:
+    """As in V1. Rows of requests that generate are the device's secret where drafts are shared out there: not then."""
+    if model.prompt_positions == 0 or not input_batch.has_prefill:
+        return {}
+    if getattr(runner, "adaptive_verification", None) is not None:
+        model.leave_prompts_out("adaptive verification lays out a batch on the device")
+        return {}
+    num_scored = np.diff(input_batch.cu_num_logits_np[: input_batch.num_reqs + 1])
+    pass_rows = map(
+        ReadRows,
+        input_batch.req_ids,
+        input_batch.num_scheduled_tokens.tolist(),
+        num_scored.tolist(),
+        input_batch.num_computed_prefill_tokens_np.tolist(),
+        input_batch.prefill_len_np.tolist(),
+    )
+    rows = rows_to_score(pass_rows, model.prompt_positions)
+    return best_ids_of_rows(
+        hidden_states, rows, runner.model.compute_logits, model.num_prompt_top, block_size(model.max_num_seqs)
+    )
 
 
 def _keep_top(original: Any, self: Any, logits: Tensor, input_batch: Any, *args: Any, **kwargs: Any) -> Any:

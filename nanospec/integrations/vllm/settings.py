@@ -14,23 +14,27 @@ VOCABS = "'in-context', 'hybrid:N' (the N most frequent ids and in-context), 'hy
 OFF = ("off", "full")
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 MAX_TOP = 64
+# Frequent ids are most of what suggestions would add; what these add then is rows to score.
+HYBRID_DEFAULTS = {"num_top": 16, "prompt_positions": 0}
 
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """Checked settings of the plugin.
+    """Checked settings of the plugin, the defaults those of 'in-context'.
 
-    vocab         'in-context', 'hybrid:N', 'hybrid:FILE'; 'off' or 'full': vLLM drafts as without the plugin
-    capacity      most ids of one request's draft vocabulary
-    num_top       of the target's best ids at every verified position, how many enter it; 0: none
-    frequent_ids  the list behind 'hybrid:N'; None: `frequent_ids.safetensors` beside the draft's weights
-    off           the switch: as vocab 'off'
-    is_asked_for  something was set by name: what cannot be done is then an error, not a warning
+    vocab             'in-context', 'hybrid:N', 'hybrid:FILE'; 'off' or 'full': vLLM drafts as without the plugin
+    capacity          most ids of one request's draft vocabulary
+    num_top           of the target's best ids at every verified position, how many enter it; 0: none
+    prompt_positions  at how many of a prompt's last positions the target's head runs for half as many, too; 0: none
+    frequent_ids      the list behind 'hybrid:N'; None: `frequent_ids.safetensors` beside the draft's weights
+    off               the switch: as vocab 'off'
+    is_asked_for      something was set by name: what cannot be done is then an error, not a warning
     """
 
     vocab: str = "in-context"
     capacity: int = 3072
-    num_top: int = 16
+    num_top: int = 64
+    prompt_positions: int = 128
     frequent_ids: Path | None = None
     off: bool = False
     is_asked_for: bool = False
@@ -41,9 +45,9 @@ class VllmSettings:
 
 
 def read_settings(environment: Mapping[str, str], config: object = None) -> VllmSettings:
-    """Settings from `environment` (NANOSPEC_VOCAB, NANOSPEC_CAPACITY, NANOSPEC_NUM_TOP, NANOSPEC_FREQUENT_IDS,
-    NANOSPEC_OFF), overridden one by one by the dictionary "nanospec" in vLLM's `additional_config` (`config`), whose
-    keys are the same in small letters without the prefix.
+    """Settings from `environment` (NANOSPEC_VOCAB, NANOSPEC_CAPACITY, NANOSPEC_NUM_TOP, NANOSPEC_PROMPT_POSITIONS,
+    NANOSPEC_FREQUENT_IDS, NANOSPEC_OFF), overridden one by one by the dictionary "nanospec" in vLLM's
+    `additional_config` (`config`), whose keys are the same in small letters without the prefix.
 
     Raises ValueError or TypeError naming the variable or key, what it must be and what it was.
     """
@@ -57,7 +61,8 @@ def read_settings(environment: Mapping[str, str], config: object = None) -> Vllm
         if name not in _PARSERS:
             raise ValueError(f"{label} must be one of {', '.join(_PARSERS)}, got {name!r}")
         given[name] = _PARSERS[name](value, label)
-    return VllmSettings(**given, is_asked_for=bool(given))
+    defaults = HYBRID_DEFAULTS if given.get("vocab", "").startswith("hybrid:") else {}
+    return VllmSettings(**(defaults | given), is_asked_for=bool(given))
 
 
 def _section(config: object) -> Mapping[str, Any]:
@@ -113,6 +118,7 @@ _PARSERS: dict[str, Callable[[object, str], Any]] = {
     "vocab": _parse_vocab,
     "capacity": _parse_integer(1),
     "num_top": _parse_integer(0, MAX_TOP),
+    "prompt_positions": _parse_integer(0),
     "frequent_ids": _parse_path,
     "off": _parse_switch,
 }

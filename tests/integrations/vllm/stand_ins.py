@@ -21,6 +21,8 @@ def vllm_config(directory: str = "nowhere", **nanospec: Any) -> SimpleNamespace:
         additional_config={"nanospec": nanospec} if nanospec else {},
         speculative_config=SimpleNamespace(draft_model_config=SimpleNamespace(model=directory)),
         scheduler_config=SimpleNamespace(max_num_seqs=MAX_REQUESTS),
+        lora_config=None,
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -99,6 +101,22 @@ def test_a_head_that_cannot_be_scored_by_rows_is_left_to_vllm_with_a_warning(cap
     assert "must not be quantized, got Fp8LinearMethod" in caplog.text
     hidden = hidden_states(1)
     assert torch.equal(draft.compute_logits(hidden), PlainDraft.compute_logits(draft, hidden))
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"lora_config": object()}, "with LoRA"),
+        ({"cache_config": SimpleNamespace(kv_sharing_fast_prefill=True)}, "kv_sharing_fast_prefill"),
+    ],
+)
+def test_where_a_prompts_hidden_states_are_no_use_its_positions_are_left_out_with_a_warning(caplog, parts, reason):
+    config = vllm_config()
+    vars(config).update(parts)
+    assert InContextPlainDraft(vllm_config=config).prompt_positions == 0
+    assert f"none of the target's: {reason}" in caplog.text
+    assert loaded_draft().prompt_positions > 0
+    assert loaded_draft(num_top=0).prompt_positions == 0
 
 
 def test_weights_that_are_not_read_from_a_file_get_a_head_all_the_same():

@@ -26,7 +26,7 @@ class Registry:
 
 @pytest.fixture
 def install_vllm(monkeypatch):
-    for name in ("VOCAB", "CAPACITY", "NUM_TOP", "FREQUENT_IDS", "OFF"):
+    for name in ("VOCAB", "CAPACITY", "NUM_TOP", "PROMPT_POSITIONS", "FREQUENT_IDS", "OFF"):
         monkeypatch.delenv(f"NANOSPEC_{name}", raising=False)
 
     def install(version: object) -> Registry:

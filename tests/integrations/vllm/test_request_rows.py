@@ -35,6 +35,7 @@ class PlainRequest:
         self.lru.observe(i for i in ids if i in self.sayable)
 
     def follow(self, token_ids, top_ids) -> None:
+        """What the target suggested, last choices first, then the text."""
         self.observe([i for rank in reversed(range(NUM_TOP)) for i in [top[rank] for top in top_ids]])
         self.observe(token_ids)
 
@@ -66,6 +67,21 @@ def test_rows_are_the_sets_of_their_own_requests(batches, prompts, is_reduced, i
             assert active_ids(rows, name) == plain[name].lru.active_ids()
         is_empty = {name: not plain[name].lru.active_ids() for name in batch}
         assert rows.any_empty(list(batch)) == any(is_empty.values())
+
+
+@settings(max_examples=40)
+@given(st.lists(ids, max_size=9), st.lists(st.lists(st.tuples(ids, ids), max_size=4), min_size=1, max_size=3))
+def test_suggestions_over_a_prompt_are_older_than_its_text(prompt, chunks):
+    rows, plain = RequestRows(VOCAB_SIZE, CAPACITY, 1, target_ids=D2T_IDS), PlainRequest(D2T_IDS, None, prompt)
+    for place, chunk in enumerate(chunks):
+        top_ids = {"a": torch.tensor(chunk)} if chunk else {}
+        if place == 0 and chunk:
+            plain = PlainRequest(D2T_IDS, None, [])
+        if chunk:
+            plain.follow(prompt, chunk)
+        rows.enter(["a"], {"a": "alive"}, lambda name: prompt, top_ids)
+        assert active_ids(rows, "a") == plain.lru.active_ids()
+        assert rows.any_empty(["a"]) == (not plain.lru.active_ids())
 
 
 def rows_of(*request_ids: str, max_requests: int = MAX_REQUESTS) -> RequestRows:

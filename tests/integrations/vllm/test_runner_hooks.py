@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,13 +23,25 @@ def one_hot_logits(*best: int) -> torch.Tensor:
     return logits
 
 
-def request(*prompt: int, output: tuple[int, ...] = ()) -> SimpleNamespace:
-    return SimpleNamespace(prompt_token_ids=list(prompt), output_token_ids=list(output))
+def request(*prompt: int, output: tuple[int, ...] = (), num_computed_tokens: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(
+        prompt_token_ids=list(prompt), output_token_ids=list(output), num_tokens=len(prompt) + len(output),
+        num_computed_tokens=num_computed_tokens,
+    )  # fmt: skip
 
 
 def metadata(*num_drafted: int) -> SimpleNamespace:
     ends = torch.tensor(num_drafted, dtype=torch.int32).add(1).cumsum(0)
-    return SimpleNamespace(cu_num_sampled_tokens=ends, max_spec_len=max(num_drafted))
+    return SimpleNamespace(
+        cu_num_sampled_tokens=ends, max_spec_len=max(num_drafted), num_draft_tokens=list(num_drafted)
+    )
+
+
+class Target:
+    """A target whose hidden state is its best id [n, 1], and the same state makes the same logits."""
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return one_hot_logits(*hidden[:, 0].tolist())
 
 
 def test_rows_of_a_flat_list_go_to_their_requests():
@@ -55,26 +68,42 @@ class RunnerV1:
         self.requests: dict[str, SimpleNamespace] = {}
         self.input_batch = SimpleNamespace(req_ids=[])
         self.to_sample = torch.empty(0, 0)
+        self.model, self.execute_model_state = Target(), None
+
+    def sample_tokens(self, grammar_output):
+        state, self.execute_model_state = self.execute_model_state, None
+        return self._sample(state.logits, state.spec_decode_metadata)
 
     def _sample(self, logits, spec_decode_metadata):
         if logits is not None:
             logits.fill_(0)
         return SimpleNamespace(sampled_token_ids=self.to_sample)
 
-    def step(self, batch: dict[str, list[int]], logits, spec_decode_metadata=None):
+    def step(
+        self, batch: dict[str, list[int]], logits, spec_decode_metadata=None, read: dict[str, list[int]] | None = None
+    ):
+        """read: of each request, the target's best id after every token that the pass reads; None: what is scored."""
         self.input_batch.req_ids, self.to_sample = list(batch), torch.tensor(list(batch.values()), dtype=torch.int32)
-        return self._sample(logits, spec_decode_metadata)
+        num_drafted = [0] * len(batch) if spec_decode_metadata is None else spec_decode_metadata.num_draft_tokens
+        num_read = [drafted + 1 for drafted in num_drafted] if read is None else [len(read[name]) for name in batch]
+        states = [0] * sum(num_read) if read is None else [best for name in batch for best in read[name]]
+        self.execute_model_state = SimpleNamespace(
+            logits=logits, spec_decode_metadata=spec_decode_metadata, hidden_states=torch.tensor(states)[:, None],
+            scheduler_output=SimpleNamespace(num_scheduled_tokens=dict(zip(batch, num_read, strict=True))),
+        )  # fmt: skip
+        return self.sample_tokens(None)
 
 
 @pytest.fixture
 def v1(monkeypatch):
     module = ModuleType(runner_v1.RUNNER)
-    module.GPUModelRunner = type("GPUModelRunner", (RunnerV1,), {"_sample": RunnerV1._sample})
+    own = {name: getattr(RunnerV1, name) for name in ("_sample", "sample_tokens")}
+    module.GPUModelRunner = type("GPUModelRunner", (RunnerV1,), own)
     monkeypatch.setitem(sys.modules, runner_v1.RUNNER, module)
     assert runner_v1.install()
-    wrapped = module.GPUModelRunner._sample
+    wrapped = dict(vars(module.GPUModelRunner))
     assert runner_v1.install()  # loaded again
-    assert module.GPUModelRunner._sample is wrapped
+    assert dict(vars(module.GPUModelRunner)) == wrapped
     return module.GPUModelRunner
 
 
@@ -112,6 +141,54 @@ class TestV1:
         runner.step({"b": [8]}, None)
         assert len(draft.head_now().rows) == 1
 
+    def test_a_prompt_gives_half_as_many_suggestions_at_its_last_positions(self, v1):
+        draft = loaded_draft(num_top=2, prompt_positions=2)
+        runner = v1(draft)
+        runner.requests = {"a": request(1, 2, 3, 4), "b": request(30, num_computed_tokens=1, output=(31,))}
+        read = {"b": [32], "a": [10, 12, 14, 16]}
+        runner.step({"b": [32], "a": [16]}, one_hot_logits(32, 16), None, read)
+        head = draft.head_now()
+        assert active_ids(head, "a") == {1, 2, 3, 4, 12, 14, 16, 17}
+        assert active_ids(head, "b") == {30, 31, 32, 33}
+
+    def test_a_prompt_in_chunks_gives_what_it_gives_whole(self, v1):
+        draft = loaded_draft(num_top=1, prompt_positions=3)
+        runner = v1(draft)
+        runner.requests = {"a": request(1, 2, 3, 4, 5)}
+        runner.step({"a": [12]}, one_hot_logits(12), None, {"a": [10, 11, 12]})
+        assert active_ids(draft.head_now(), "a") == {1, 2, 3, 4, 5, 11, 12}
+        runner.requests["a"].num_computed_tokens = 3
+        runner.step({"a": [14]}, one_hot_logits(14), None, {"a": [13, 14]})
+        assert active_ids(draft.head_now(), "a") == {1, 2, 3, 4, 5, 11, 12, 13, 14}
+
+    def test_what_a_preempted_request_had_generated_is_part_of_its_prompt(self, v1):
+        draft = loaded_draft(num_top=1, prompt_positions=2)
+        runner = v1(draft)
+        runner.requests = {"a": request(1, 2, output=(3, 4))}
+        runner.step({"a": [13]}, one_hot_logits(13), None, {"a": [10, 11, 12, 13]})
+        assert active_ids(draft.head_now(), "a") == {1, 2, 3, 4, 11, 12, 13}
+
+    @pytest.mark.parametrize("nothing", [{"prompt_positions": 0}, {"num_top": 0}])
+    def test_where_prompts_are_to_give_nothing_they_are_not_scored(self, v1, nothing):
+        draft = loaded_draft(**nothing)
+        runner = v1(draft)
+        runner.model, runner.requests = None, {"a": request(1, 2)}
+        runner.step({"a": [11]}, None, None, {"a": [10, 11]})
+        assert active_ids(draft.head_now(), "a") == {1, 2, 11}
+
+    def test_a_runner_that_samples_in_its_own_way_gets_texts_only_and_is_told(self, v1, caplog):
+        class OwnWay(v1):
+            def sample_tokens(self, grammar_output):
+                return self._sample(self.execute_model_state.logits, None)
+
+        draft = loaded_draft(num_top=1)
+        runner = OwnWay(draft)
+        runner.requests = {"a": request(1, 2)}
+        for _ in range(2):
+            runner.step({"a": [11]}, one_hot_logits(11), None, {"a": [10, 11]})
+        assert active_ids(draft.head_now(), "a") == {1, 2, 11}
+        assert caplog.text.count("OwnWay has a sample_tokens of its own") == 1
+
     def test_greedy_drafts_ask_for_the_best_id_only(self, v1):
         runner = v1(loaded_draft())
         runner.requests = {"a": request(1)}
@@ -136,6 +213,7 @@ def test_a_process_without_a_known_runner_says_so(monkeypatch, caplog):
 
 class RunnerV2:
     def __init__(self, draft) -> None:
+        self.model, self.adaptive_verification = Target(), None
         self.speculator = SimpleNamespace(model=draft)
         self.req_states = SimpleNamespace(req_id_to_index={})
         self.sampler = SamplerV2()
@@ -145,7 +223,8 @@ class RunnerV2:
             self.req_states.req_id_to_index[new.req_id] = place
 
     def sample(self, hidden_states, input_batch, grammar_output):
-        return self.sampler(hidden_states, input_batch), input_batch.num_sampled, None
+        logits = self.model.compute_logits(hidden_states[input_batch.logits_indices])
+        return self.sampler(logits, input_batch), input_batch.num_sampled, None
 
 
 class SamplerV2:
@@ -190,12 +269,31 @@ def v2(monkeypatch):
     return make
 
 
-def batch_v2(batch: dict[str, list[int]], num_sampled: list[int], ends: list[int]) -> SimpleNamespace:
+def batch_v2(
+    batch: dict[str, list[int]], num_sampled: list[int], ends: list[int],
+    num_read: list[int] | None = None, prefilled: list[tuple[int, int]] | None = None,
+) -> SimpleNamespace:  # fmt: skip
+    """num_read: tokens read of each request, None: those that are scored; prefilled: of each prompt, before, of all."""
+    num_scored = torch.tensor([0, *ends]).diff()
+    read = num_scored if num_read is None else torch.tensor(num_read)
+    done, whole = zip(*(prefilled or [(0, 0)] * len(batch)), strict=True)
+    scored = [
+        row
+        for end, number in zip(read.cumsum(0).tolist(), num_scored.tolist(), strict=True)
+        for row in range(end - number, end)
+    ]
     return SimpleNamespace(
         req_ids=list(batch), num_reqs=len(batch), to_sample=torch.tensor(list(batch.values())),
         num_sampled=torch.tensor(num_sampled), cu_num_logits=torch.tensor([0, *ends]),
-        num_draft_tokens=ends[-1] - len(batch), num_draft_tokens_per_req=torch.tensor([0, *ends]).diff().numpy() - 1,
+        num_draft_tokens=ends[-1] - len(batch), num_draft_tokens_per_req=num_scored.numpy() - 1,
+        num_scheduled_tokens=read.numpy(), cu_num_logits_np=np.array([0, *ends]), logits_indices=scored,
+        has_prefill=done != whole, num_computed_prefill_tokens_np=np.array(done), prefill_len_np=np.array(whole),
     )  # fmt: skip
+
+
+def states(*best: int) -> torch.Tensor:
+    """Hidden states after which `Target` says so."""
+    return torch.tensor(best)[:, None]
 
 
 class TestV2:
@@ -210,14 +308,31 @@ class TestV2:
     def test_a_request_learns_what_it_learns_in_v1(self, v2):
         draft = loaded_draft(num_top=2)
         runner = self.added(v2, draft, a=[1, 2], b=[30])
-        runner.sample(one_hot_logits(5, 10), batch_v2({"a": [5], "b": [32]}, [1, 0], [1, 2]), None)
+        runner.sample(states(5, 10), batch_v2({"a": [5], "b": [32]}, [1, 0], [1, 2]), None)
         head = draft.head_now()
         assert active_ids(head, "a") == {1, 2, 5, 6}
         assert active_ids(head, "b") == {30, 10, 11}  # of a prompt in chunks nothing was sampled
         batch = batch_v2({"b": [33, 99, 99], "a": [5, 7, 20]}, [1, 2], [1, 4])
-        runner.sample(one_hot_logits(33, 5, 7, 20), batch, None)
+        runner.sample(states(33, 5, 7, 20), batch, None)
         assert active_ids(head, "a") == {1, 2, 5, 6, 7, 8, 20, 21}
         assert active_ids(head, "b") == {30, 10, 11, 33, 34}
+
+    def test_a_prompt_gives_the_targets_suggestions_at_its_last_positions(self, v2):
+        draft = loaded_draft(num_top=1, prompt_positions=2)
+        runner = self.added(v2, draft, a=[1, 2, 3, 4, 5], b=[30])
+        batch = batch_v2({"b": [31], "a": [13]}, [1, 0], [1, 2], [1, 4], [(1, 1), (0, 5)])
+        runner.sample(states(31, 10, 11, 12, 13), batch, None)
+        head = draft.head_now()
+        assert active_ids(head, "a") == {1, 2, 3, 4, 5, 12, 13}
+        assert active_ids(head, "b") == {30, 31}
+
+    def test_where_drafts_are_shared_out_on_the_device_prompts_are_not_scored(self, v2, caplog):
+        draft = loaded_draft(num_top=1)
+        runner = self.added(v2, draft, a=[1, 2])
+        runner.adaptive_verification = object()
+        runner.sample(states(10, 11), batch_v2({"a": [11]}, [1], [1], [2], [(0, 2)]), None)
+        assert active_ids(draft.head_now(), "a") == {1, 2, 11}
+        assert "adaptive verification lays out a batch on the device" in caplog.text
 
     def test_graphs_are_captured_over_the_buffers(self, v2):
         runner = v2(loaded_draft())
@@ -234,9 +349,9 @@ class TestV2:
     def test_where_a_request_can_say_nothing_no_graph_is_replayed(self, v2):
         draft = loaded_draft(num_top=0)
         runner = self.added(v2, draft, a=[])
-        runner.sample(one_hot_logits(5), batch_v2({"a": [5]}, [0], [1]), None)
+        runner.sample(states(5), batch_v2({"a": [5]}, [0], [1]), None)
         runner.speculator.propose(None)
-        runner.sample(one_hot_logits(5), batch_v2({"a": [5]}, [1], [1]), None)
+        runner.sample(states(5), batch_v2({"a": [5]}, [1], [1]), None)
         runner.speculator.propose(None)
         assert runner.speculator.seen == [(True, True), (False, False)]
 

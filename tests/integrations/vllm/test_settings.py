@@ -19,10 +19,18 @@ def test_nothing_said_is_in_context_and_on():
 def test_the_environment_is_read():
     environment = {
         "NANOSPEC_VOCAB": "hybrid:1024", "NANOSPEC_CAPACITY": "2048", "NANOSPEC_NUM_TOP": "3",
-        "NANOSPEC_FREQUENT_IDS": "list.pt",
+        "NANOSPEC_PROMPT_POSITIONS": "0", "NANOSPEC_FREQUENT_IDS": "list.pt",
     }  # fmt: skip
-    expected = VllmSettings("hybrid:1024", 2048, 3, Path("list.pt"), is_asked_for=True)
+    expected = VllmSettings("hybrid:1024", 2048, 3, 0, Path("list.pt"), is_asked_for=True)
     assert read_settings(environment) == expected
+
+
+@pytest.mark.parametrize("vocab", ["hybrid:8", "hybrid:list.pt"])
+def test_beside_frequent_ids_fewer_suggestions_are_asked_for_unless_said(vocab):
+    settings = read_settings({"NANOSPEC_VOCAB": vocab})
+    assert (settings.num_top, settings.prompt_positions) == (16, 0)
+    settings = read_settings({"NANOSPEC_VOCAB": vocab, "NANOSPEC_NUM_TOP": "5"}, {"nanospec": {"prompt_positions": 7}})
+    assert (settings.num_top, settings.prompt_positions) == (5, 7)
 
 
 def test_config_overrides_the_environment_key_by_key():
@@ -62,6 +70,12 @@ def test_the_switch(environment, config, is_on):
         ),
         ({"NANOSPEC_CAPACITY": "0"}, {}, ValueError, "NANOSPEC_CAPACITY must be an integer of at least 1, got 0"),
         ({"NANOSPEC_NUM_TOP": "65"}, {}, ValueError, "NANOSPEC_NUM_TOP must be an integer from 0 to 64, got 65"),
+        (
+            {"NANOSPEC_PROMPT_POSITIONS": "-1"},
+            {},
+            ValueError,
+            "NANOSPEC_PROMPT_POSITIONS must be an integer of at least 0, got -1",
+        ),
         ({"NANOSPEC_OFF": "perhaps"}, {}, ValueError, "NANOSPEC_OFF must be one of 1, true, .*got 'perhaps'"),
         ({}, {"nanospec": {"vocabulary": "x"}}, ValueError, "must be one of vocab, capacity, .*got 'vocabulary'"),
         ({}, {"nanospec": {"capacity": 1.5}}, TypeError, r"additional_config\['nanospec'\]\['capacity'\] .*got float"),
