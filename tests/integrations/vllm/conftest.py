@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,15 @@ from nanospec.demo import DEMO_DIRECTORY, DRAFT_DIRECTORY, TARGET_DIRECTORY
 from nanospec.integrations.vllm.settings import FREQUENT_IDS_FILE
 from nanospec.untrusted_files import expand_xz
 
-NUM_PROMPTS, NUM_TOKENS, NUM_DRAFTED = 8, 64, 4
+NUM_PROMPTS, NUM_TOKENS, NUM_DRAFTED = 24, 64, 4
+MOST_AT_ONCE = 8  # requests in a batch; the rest comes in as others finish
 MAX_TOKENIZER_BYTES = 2**27
-ENGINE_SECONDS = 1500  # also on a machine that does other things beside
+CACHE_BYTES = 2**28  # of keys and values; vLLM would take most of the machine's memory
+ENGINE_SECONDS = 600  # a minute's work, also on a machine that does other things beside
 ENGINE_RUN = Path(__file__).with_name("engine_run.py")
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_HOST_IP": "127.0.0.1",
 }  # fmt: skip
 
 
@@ -67,31 +72,77 @@ def environment(**settings: str) -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1"} | inherited | ENVIRONMENT | settings
 
 
-@pytest.fixture(scope="session")
-def run_engine(pair, prompts, tmp_path_factory) -> Callable[..., dict[str, Any]]:
-    """run_engine(draft directory, method, settings of the plugin, sampling, engine, prompts) -> what came out."""
+class EngineProcess:
+    """A process in which engines run one after the other, so vLLM is imported once. Asked ahead, it works ahead."""
 
-    def run(
-        draft: str, method: str, settings: dict[str, str], sampling=None, engine=None, given=None
-    ) -> dict[str, Any]:
-        directory = tmp_path_factory.mktemp("engine")
+    def __init__(self, directory: Path, **settings: str) -> None:
+        self.directory, self.num_asked = directory, 0
+        with (directory / "log").open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ENGINE_RUN)],
+                stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=environment(**settings),
+                start_new_session=True,
+            )  # fmt: skip
+
+    def ask(self, request: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+        """What came out, once it has: the function waits for it."""
+        self.num_asked += 1
+        out = self.directory / f"{self.num_asked}.json"
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request | {"out": str(out)}) + "\n")
+        self.process.stdin.flush()
+        return functools.cache(lambda: self.wait_for(out))
+
+    def wait_for(self, out: Path) -> dict[str, Any]:
+        deadline = time.monotonic() + ENGINE_SECONDS
+        while not out.exists():
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, f"no result after {ENGINE_SECONDS} s\n{self.log()}"
+            time.sleep(0.1)
+        result = json.loads(out.read_text())
+        assert "error" not in result, f"{result['error']}\n{self.log()}"
+        return result
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text()[-4000:]
+
+    def close(self) -> None:
+        """Also what it has started: compiling does."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def engine_processes(tmp_path_factory) -> Iterator[dict[bool, EngineProcess]]:
+    """One with the plugin (True), one that starts with NANOSPEC_OFF=1 and never has it."""
+    processes = {
+        is_on: EngineProcess(tmp_path_factory.mktemp("engines"), **({} if is_on else {"NANOSPEC_OFF": "1"}))
+        for is_on in (False, True)
+    }
+    yield processes
+    for process in processes.values():
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def ask_engine(pair, prompts, engine_processes) -> Callable[..., Callable[[], dict[str, Any]]]:
+    """ask_engine(draft directory, method, settings of the plugin or None for none, sampling, engine, prompts) -> a
+    function that waits for what comes out."""
+
+    def ask(
+        draft: str, method: str, settings: dict[str, str] | None, sampling=None, engine=None, given=None
+    ) -> Callable[[], dict[str, Any]]:
         speculative = {"method": method, "model": draft, "num_speculative_tokens": NUM_DRAFTED}
         request = {
+            "environment": settings or {},
             "engine": {
-                "model": pair["target"], "dtype": "float32", "enforce_eager": True, "max_model_len": 512,
-                "max_num_seqs": NUM_PROMPTS, "seed": 0, "speculative_config": speculative, **(engine or {}),
+                "model": pair["target"], "dtype": "float32", "enforce_eager": True, "max_model_len": 256,
+                "max_num_seqs": MOST_AT_ONCE, "kv_cache_memory_bytes": CACHE_BYTES, "seed": 0,
+                "speculative_config": speculative, **(engine or {}),
             },
             "prompts": given or prompts,
             "sampling": {"temperature": 0.0, "max_tokens": NUM_TOKENS, "ignore_eos": True, **(sampling or {})},
         }  # fmt: skip
-        with (directory / "log").open("w") as log:
-            done = subprocess.run(
-                [sys.executable, str(ENGINE_RUN), str(directory / "out.json")],
-                input=json.dumps(request), text=True, stdout=log, stderr=log, timeout=ENGINE_SECONDS,
-                env=environment(**settings), check=False,
-            )  # fmt: skip
-        text = (directory / "log").read_text()
-        assert done.returncode == 0, text[-4000:]
-        return json.loads((directory / "out.json").read_text()) | {"log": text}
+        return engine_processes[settings is not None].ask(request)
 
-    return run
+    return ask
