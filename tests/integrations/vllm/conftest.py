@@ -113,7 +113,20 @@ class EngineProcess:
 
 
 @pytest.fixture(scope="module")
-def engine_processes(tmp_path_factory) -> Iterator[dict[bool, EngineProcess]]:
+def terminated_in_order() -> Iterator[None]:
+    """A SIGTERM, as of a time limit, is an interrupt: fixtures end the processes that they started."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        signal.signal(signum, signal.SIG_IGN)  # make passes on what all of its group were sent
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def engine_processes(tmp_path_factory, terminated_in_order) -> Iterator[dict[bool, EngineProcess]]:
     """One with the plugin (True), one that starts with NANOSPEC_OFF=1 and never has it."""
     processes = {
         is_on: EngineProcess(tmp_path_factory.mktemp("engines"), **({} if is_on else {"NANOSPEC_OFF": "1"}))

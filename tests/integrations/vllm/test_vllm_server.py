@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -20,11 +23,15 @@ from tests.integrations.vllm.conftest import CACHE_BYTES, MOST_AT_ONCE, NUM_DRAF
 pytestmark = pytest.mark.with_vllm
 
 NUM_STREAMS, NUM_TOKENS, NUM_CANCELLED = 8, 48, 3
-START_SECONDS, ANSWER_SECONDS = 600, 300  # a minute's work, also on a machine that does other things beside
+START_SECONDS, ANSWER_SECONDS, STOP_SECONDS = (
+    600,
+    300,
+    40,
+)  # a minute's work, also on a machine that does other things beside
 
 
 @pytest.fixture(scope="module")
-def server(pair, tmp_path_factory) -> Iterator[str]:
+def server(pair, tmp_path_factory, terminated_in_order) -> Iterator[str]:
     """Its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -45,9 +52,18 @@ def server(pair, tmp_path_factory) -> Iterator[str]:
             wait_until_healthy(f"http://127.0.0.1:{port}", process, log_path)
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.terminate()
-            process.wait(timeout=60)
+            end(process)
     assert "nanospec: InContextEagleLlamaForCausalLM drafts from at most 3072 of 131072 ids" in log_path.read_text()
+
+
+def end(process: subprocess.Popen) -> None:
+    """It ends when it is told to; whatever of its group is left does not stay."""
+    process.terminate()
+    try:
+        process.wait(timeout=STOP_SECONDS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until_healthy(address: str, process: subprocess.Popen, log_path) -> None:
