@@ -28,7 +28,7 @@ def install() -> bool:
 
     @functools.wraps(sample_tokens)
     def sample_tokens_of_pass(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self._nanospec_pass = self.execute_model_state
+        self._nanospec_pass = getattr(self, "execute_model_state", None)
         try:
             return sample_tokens(self, *args, **kwargs)
         finally:
@@ -91,7 +91,7 @@ def prompt_suggestions(
         return {}
     state = getattr(runner, "_nanospec_pass", None)
     if state is None:
-        model.leave_prompts_out(f"{type(runner).__name__} has a sample_tokens of its own")
+        model.leave_prompts_out(f"{type(runner).__name__} keeps their hidden states elsewhere")
         return {}
     num_drafted = [0] * len(request_ids) if spec_decode_metadata is None else spec_decode_metadata.num_draft_tokens
     num_read = state.scheduler_output.num_scheduled_tokens

@@ -187,7 +187,7 @@ class TestV1:
         for _ in range(2):
             runner.step({"a": [11]}, one_hot_logits(11), None, {"a": [10, 11]})
         assert active_ids(draft.head_now(), "a") == {1, 2, 11}
-        assert caplog.text.count("OwnWay has a sample_tokens of its own") == 1
+        assert caplog.text.count("OwnWay keeps their hidden states elsewhere") == 1
 
     def test_greedy_drafts_ask_for_the_best_id_only(self, v1):
         runner = v1(loaded_draft())
