@@ -24,7 +24,7 @@ def check_plot_path(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"plot must be a file named {' or '.join(FORMATS)}, got {path.name}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plot needs matplotlib, which is not installed: pip install 'nanospec[plot]'")
+        raise ValueError("plot needs matplotlib, which is not installed: pip install matplotlib")
 
 
 def family_of(row: dict[str, Any]) -> str:
