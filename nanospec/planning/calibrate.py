@@ -165,17 +165,17 @@ def _logit_seconds(effort: Effort) -> tuple[float, float, float]:
     matrix, states = torch.full(effort.matrix, 0.01, dtype=DTYPE), torch.full((1, effort.matrix[1]), 0.01, dtype=DTYPE)
     _keep_freed_memory()
 
-    def behind_a_product(search: Callable[[Tensor], object], num_nodes: int, columns: int) -> float:
+    def behind_a_product(search: Callable[[Tensor], object], columns: int) -> float:
         logits = torch.randn(1, num_nodes, columns).to(DTYPE)
         return _seconds(lambda: (F.linear(states, matrix), search(logits)), effort.sample_s)
 
     def children(logits: Tensor) -> object:
         return best_children(sharpen(logits, 0.5), branching)
 
-    least, more, most = (behind_a_product(children, num_nodes, columns) for columns in effort.columns)
+    least, more, most = (behind_a_product(children, columns) for columns in effort.columns)
     narrow, wide = (more - least) / (num_nodes * (some - few)), (most - least) / (num_nodes * (many - few))
     least, most = (
-        behind_a_product(lambda logits: blocked_topk(logits[0], num_top), num_nodes, columns) for columns in (few, many)
+        behind_a_product(lambda logits: blocked_topk(logits[0], num_top), columns) for columns in (few, many)
     )
     best = (most - least) / (num_nodes * (many - few))
     return max(narrow, 1e-12), max(wide, 1e-12), max(best, 1e-12)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanospec.planning.calibrate import SMALL_EFFORT, measure_cpu
 from nanospec.planning.device import LoopRates, RowCurve
 from nanospec.planning.devices import CPU, H200
 
@@ -64,17 +63,3 @@ def test_a_loop_over_more_bytes_is_never_faster(device, some, more, num_rows):
 def test_points_that_are_none_are_refused(wrong, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         RowCurve.of(wrong)
-
-
-def test_a_machine_can_be_measured():
-    device = measure_cpu(SMALL_EFFORT)
-    assert device.name == "measured"
-    assert "threads" in device.source
-    assert [loop.num_bytes for loop in device.weights] == list(SMALL_EFFORT.footprints)
-    for rows in SMALL_EFFORT.num_rows:
-        first, last = (loop.byte_s.seconds(rows) for loop in device.weights)
-        assert 0 < first <= last
-    assert 0 <= device.weights[0].output_s <= device.weights[1].output_s
-    assert min(device.overheads) >= 0
-    assert device.bytes_per_s > 0
-    assert device.exchange_s is None
