@@ -17,6 +17,7 @@ help:  ## show the targets
 # torch is pinned in the same call as the package, so that pip settles on one build of it at once.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing packages into $(VENV), a few minutes .."
 	$(BIN)/pip install --quiet torch==2.13.0 -e ".[dev]"
 	@touch $@
 

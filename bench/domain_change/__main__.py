@@ -107,7 +107,7 @@ def _measure(
     room, records = decoder.target.context_window - decoder.tree.depth - 2, []
     if decoder.tokenizer is None:
         raise ValueError("target must come with a tokenizer to read text, got none")
-    with progress_bar(new.name, num_switches) as advance:
+    with progress_bar(new.name, num_switches, "switches") as advance:
         for draw in range(num_switches * DRAWS_PER_SWITCH):
             number = place * NUMBERS_PER_DOMAIN + draw
             if number not in state.records:

@@ -169,7 +169,7 @@ def _run(
         return contenders.plain(read.prompts[number].input_ids, max_new_tokens, return_candidates=True)
 
     decoding = contenders.build(rows, trees)
-    with progress_bar("measuring", num_runs(len(rows), len(order))) as advance:
+    with progress_bar("measuring", num_runs(len(rows), len(order)), "runs") as advance:
         measure(decoding, read.prompts, order, max_new_tokens, state, advance)
     differences = check_answers(list(decoding), order, state, rerun, contenders.decoder.target.dtype)
     for difference in differences:

@@ -182,7 +182,8 @@ def run_comparison(
 
     drafting = {name: partial(row.generate, **settings) for name, row in decoders.items()}
     runners: dict[str, Runner] = {AUTOREGRESSIVE: plain, **drafting}
-    with progress_bar("comparing", num_runs(len(runners), len(prompts))) as advance:
+    label = f"comparing {len(runners)} rows on {len(prompts)} prompts"
+    with progress_bar(label, num_runs(len(runners), len(prompts)), "runs") as advance:
         results = timed_runs(runners, prompts, max_new_tokens, advance)
         headless = headless_ratios(drafting, prompts, max_new_tokens, advance)
 

@@ -134,7 +134,7 @@ def run_coverage(
         **settings._asdict(),
     }
     state = StateFile(resume, decides)
-    with progress_bar("measuring", len(documents)) as advance:
+    with progress_bar("measuring", len(documents), "documents") as advance:
         records = measure_documents(decoder, probes, documents, settings, state, advance)
     return {
         "rows": build_rows(records, described),

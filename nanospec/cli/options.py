@@ -82,7 +82,7 @@ def load_decoder(
     from nanospec.decode import SpeculativeDecoder  # loads transformers, which --help can do without
 
     options |= {"vocab": vocab, "tree": shape}
-    with busy("loading"):
+    with busy("loading, measuring trees" if tree == "auto" else "loading"):
         if target is None or draft is None:
             return SpeculativeDecoder.from_demo(draft or "eagle", **options)
         return SpeculativeDecoder.from_pretrained(target, draft, **options)

@@ -108,7 +108,7 @@ def _train(
     examples = _read(decoder, reader, records, num_states // levels, "drafting along the text")
     reader.num_draft = min(NUM_DRAFT, head.shape[0])
     tested = _read(decoder, reader, held_out, HELD_OUT_STATES // levels, "drafting along held-out text")
-    with progress_bar("training", num_training_steps(examples, settings)) as advance:
+    with progress_bar("training", num_training_steps(examples, settings), "steps") as advance:
         router = train_router(head, examples, settings, advance)
     recall = recall_report(router, wanted_counts(examples, head.shape[0]), tested)
     report = {
@@ -141,7 +141,7 @@ def _read(
     from nanospec.training.router_examples import documents
 
     texts = documents(records, decoder.encode, decoder.tokenizer)
-    with progress_bar(label, max(num_chains, 1)) as advance:
+    with progress_bar(label, max(num_chains, 1), "chains") as advance:
         return reader.read(texts, max(num_chains, 1), advance)
 
 

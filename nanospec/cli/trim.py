@@ -183,7 +183,7 @@ def _measured_gains(
         whole = SpeculativeDecoder.from_pretrained(target, head.directory, tree=trimmed.tree, **options)
     encoded = encode_prompts(trimmed, prompts)
     runners = {WHOLE: whole.generate, TRIMMED: trimmed.generate}
-    with progress_bar("measuring", len(runners) * (1 + len(encoded))) as advance:
+    with progress_bar("measuring", len(runners) * (1 + len(encoded)), "runs") as advance:
         results = timed_runs(runners, encoded, max_new_tokens, advance)
     params = {WHOLE: report.params, TRIMMED: report.trimmed_params}
     return {name: _gain(head, params[name], *_pooled(runs, trimmed.tree.depth)) for name, runs in results.items()}
