@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 140  # of a file or pipe, which has no width of its own
 HEADINGS = (
-    "vocabulary", "rows", "accept\nlength", "level\nms", "level vs\nno head", "draft\nms", "draft\nof full",
-    "verify\nms", "step\nms", "floor\nms", "tokens/s", "vs\nautoregr.", "vs\nfull", "floor vs\nautoregr.",
+    "vocabulary", "rows\nscored", "accept\nlength", "level\nms", "level vs\nno head", "draft\nms", "draft\nof full",
+    "verify\nms", "step\nms", "floor\nms", "tokens/s", "vs plain\ndecoding", "vs\nfull",
+    "floor vs\nplain\ndecoding",
 )  # fmt: skip
+INDEPENDENT = (
+    "--accept-length gives your own; level, verify and their ratios do not depend on it, draft and step hardly do"
+)
 
 
 def plan(
@@ -37,15 +41,29 @@ def plan(
         ),
     ] = "eagle",
     device: Annotated[
-        str, typer.Option(metavar="h200|cpu|measured", help="measured: this machine's CPU, in about 20 seconds.")
-    ] = "h200",
+        str | None,
+        typer.Option(
+            metavar="h200|cpu|measured|NAME",
+            help="measured: this machine's CPU, in about 20 seconds. Any other: with --bandwidth and --tflops. "
+            "Default: h200.",
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option(metavar="TB/s", help="Of another GPU, from its data sheet; with --tflops.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(metavar="TFLOP/s", help="Of its dense 16-bit products; with --bandwidth.")
+    ] = None,
     vocab: Annotated[
         list[str] | None,
         typer.Option(metavar="full|in-context[:ROWS]|static:N|hybrid:N", help="May be repeated."),
     ] = None,
     accept_length: Annotated[
         list[str] | None,
-        typer.Option(metavar="TOKENS|VOCAB=TOKENS", help="Tokens per target pass. Default: published figures."),
+        typer.Option(
+            metavar="TOKENS|VOCAB=TOKENS",
+            help="Tokens per target pass. Default: published figures; none under a language-model draft.",
+        ),
     ] = None,
     tree: Annotated[
         str | None, typer.Option(metavar="DEPTH,BRANCHING,NODES", help="Default: the device's, as in generate.")
@@ -67,7 +85,9 @@ def plan(
         from nanospec.planning.step_cost import plain_seconds
 
         shape = None if tree is None else parse_tree_shape(tree)
-        pair = _read_pair(target, draft, device, shape, (context_length, batch, tp), vocab_size)
+        runs_on = find_device(device, bandwidth, tflops)
+        pair = _read_pair(target, draft, runs_on, shape, (context_length, batch, tp), vocab_size)
+        pair = pair._replace(device=measured(runs_on))
         num_ids, can_pack = pair.draft.body.num_ids, pair.draft.can_pack
         names = vocab or [name for name in DEFAULT_POLICIES if name != "static:32768" or num_ids > 32_768]
         policies = [parse_policy(name, num_ids, can_pack and pair.device.gather_s > 0) for name in names]
@@ -105,44 +125,61 @@ def parse_accept_lengths(texts: Sequence[str], policies: Sequence[str]) -> dict[
 
 
 def _read_pair(
-    target: str, draft: str, device: str, tree: TreeShape | None, sizes: tuple[int, int, int], vocab_size: int | None
+    target: str,
+    draft: str,
+    device: Device,
+    tree: TreeShape | None,
+    sizes: tuple[int, int, int],
+    vocab_size: int | None,
 ) -> Pair:
     """sizes: context length, batch, devices."""
     from nanospec.planning.read_sizes import read_draft, read_target
     from nanospec.planning.step_cost import Pair, Setting, check_pair
 
     wanted = target_sizes = read_target(target)
-    draft_sizes = read_draft(draft, target_sizes)
+    draft_sizes = read_draft(draft, target_sizes, any_vocab_size=vocab_size is not None)
     if vocab_size is not None:
         if vocab_size < 1:
             raise ValueError(f"vocab-size must be at least 1, got {vocab_size}")
         wanted, draft_sizes = target_sizes.with_num_ids(vocab_size), draft_sizes.with_num_ids(vocab_size)
-    shape = tree or default_tree(device, wanted.num_ids, draft_sizes.max_depth)
+    shape = tree or default_tree(device.name, wanted.num_ids, draft_sizes.max_depth)
     context_length, batch, tp = sizes
     if min(batch, tp) < 1:
         raise ValueError(f"batch and tp must be at least 1, got {batch} and {tp}")
-    if tp > 1 and known_device(device, measure=False).exchange_s is None:
-        raise ValueError(f"tp must be 1 with device {device}, which stands alone, got {tp}")
-    setting = Setting(shape, context_length, batch, tp, accept_length=1.0)
-    pair = Pair(known_device(device, measure=False), wanted, draft_sizes, setting)
+    if tp > 1 and device.exchange_s is None:
+        raise ValueError(f"tp must be 1 with device {device.name}, which stands alone, got {tp}")
+    pair = Pair(device, wanted, draft_sizes, Setting(shape, context_length, batch, tp, accept_length=1.0))
     check_pair(pair)
-    return pair._replace(device=known_device(device))
+    return pair
 
 
-def known_device(name: str, measure: bool = True) -> Device:
-    """The device of that name. measure False: for "measured" the CPU that is known, to check a request with.
+def find_device(name: str | None, bandwidth: float | None, tflops: float | None) -> Device:
+    """The device of that name, or of these numbers of a data sheet, TB/s and TFLOP/s. "measured" is the CPU that is
+    known, under that name, to check a request with before `measured` takes its time.
 
-    Raises ValueError listing the choices."""
-    from nanospec.planning.devices import CPU, DEVICES, H200
+    Raises ValueError listing the choices, and for numbers that are not for both or for a device that is known."""
+    from nanospec.planning.devices import CPU, DEVICES, H200, device_of_data_sheet
 
-    if name not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
-    if name == "measured" and measure:
-        from nanospec.planning.calibrate import measure_cpu
+    if bandwidth is not None and tflops is not None:
+        if name in DEVICES:
+            raise ValueError(f"--bandwidth and --tflops must be left out with --device {name}, which is known")
+        return device_of_data_sheet(name or "of a data sheet", bandwidth, tflops)
+    if bandwidth is not None or tflops is not None:
+        raise ValueError(f"--bandwidth and --tflops must be given together, got {bandwidth} and {tflops}")
+    if name is not None and name not in DEVICES:
+        others = "any other needs --bandwidth TB/s and --tflops, from its data sheet"
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}: {others}")
+    return replace(CPU, name=name) if name in ("cpu", "measured") else H200
 
-        with busy("measuring this machine"):
-            return measure_cpu()
-    return H200 if name == "h200" else CPU
+
+def measured(device: Device) -> Device:
+    """The device, or this machine's CPU measured where that was asked for."""
+    if device.name != "measured":
+        return device
+    from nanospec.planning.calibrate import measure_cpu
+
+    with busy("measuring this machine"):
+        return measure_cpu()
 
 
 def default_tree(device: str, num_rows: int, max_depth: int | None) -> TreeShape:
@@ -151,7 +188,8 @@ def default_tree(device: str, num_rows: int, max_depth: int | None) -> TreeShape
 
     from nanospec.tree_shape import default_tree_shape
 
-    return default_tree_shape(torch.device("cuda" if device == "h200" else "cpu"), num_rows, max_depth)
+    kind = "cpu" if device in ("cpu", "measured") else "cuda"
+    return default_tree_shape(torch.device(kind), num_rows, max_depth)
 
 
 def describe_pair(pair: Pair, plain_s: float) -> dict[str, Any]:
@@ -173,6 +211,7 @@ def describe_pair(pair: Pair, plain_s: float) -> dict[str, Any]:
         "tp": setting.num_shards,
         "autoregressive_ms": 1e3 * plain_s,
         "autoregressive_tokens_per_second": setting.batch_size / plain_s,
+        "notes": [*(f"target {note}" for note in target.notes), *(f"draft {note}" for note in body.notes)],
     }
 
 
@@ -194,16 +233,30 @@ def _print(plans: Sequence[PolicyPlan], about: Mapping[str, Any]) -> None:
         console.print(line, markup=False, soft_wrap=not console.is_terminal)
     console.print(number_table([HEADINGS, *map(_cells, plans)]))
     console.print(f"device {about['device']}: {about['device_source']}", markup=False)
-    for source in dict.fromkeys(one.accept_length_source for one in plans):
+    for line in (*_accept_length_lines(plans, about["draft_family"]), *(f"note: {one}" for one in about["notes"])):
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
+
+
+def _accept_length_lines(plans: Sequence[PolicyPlan], family: str) -> Iterator[str]:
+    """Where accept lengths come from, and what they are worth for drafts of this family."""
+    from nanospec.planning.policies import PUBLISHED_OF
+
+    sources = [one.accept_length_source for one in plans]
+    for source in dict.fromkeys(sources):
         names = ", ".join(one.policy for one in plans if one.accept_length_source == source)
-        console.print(f"accept length of {names}: {source}", markup=False)
+        if source is not None:
+            yield f"accept length of {names}: {source}"
+    if None in sources:
+        yield f"no accept length of a {family} as draft is known: {INDEPENDENT}"
+    elif family != PUBLISHED_OF and set(sources) != {"given"}:
+        yield f"these accept lengths are an {PUBLISHED_OF} draft's, and yours is {family}: {INDEPENDENT}"
 
 
 def _cells(one: PolicyPlan) -> tuple[str, ...]:
     return (
         one.policy,
         f"{one.rows:,}",
-        f"{one.accept_length:.2f}",
+        _told(one.accept_length, 2),
         f"{one.level_ms:.3f}",
         f"{one.level_vs_headless:.2f}x",
         f"{one.draft_ms:.2f}",
@@ -211,8 +264,13 @@ def _cells(one: PolicyPlan) -> tuple[str, ...]:
         f"{one.verify_ms:.2f}",
         f"{one.step_ms:.2f}",
         f"{one.floor_ms:.2f}",
-        f"{one.tokens_per_second:,.1f}",
-        f"{one.speedup_vs_autoregressive:.2f}x",
-        f"{one.speedup_vs_full:.2f}x",
-        f"{one.floor_speedup:.2f}x",
+        _told(one.tokens_per_second, 1),
+        _told(one.speedup_vs_autoregressive, 2, "x"),
+        _told(one.speedup_vs_full, 2, "x"),
+        _told(one.floor_speedup, 2, "x"),
     )
+
+
+def _told(value: float | None, digits: int, unit: str = "") -> str:
+    """Blank where an accept length would be needed."""
+    return "" if value is None else f"{value:,.{digits}f}{unit}"

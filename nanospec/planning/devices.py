@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from nanospec.planning.device import Device, LoopRates, Overheads, RowCurve, from_rates
 
 DEVICES = ("h200", "cpu", "measured")
+KERNEL_S = 2e-6
 
 H200 = from_rates(
     "h200",
@@ -12,10 +15,25 @@ H200 = from_rates(
     "350 GB/s per collective over NVLink: assumed, not measured with this package",
     bytes_per_s=4.3e12,
     flops_per_s=7e14,
-    op_s=2e-6,
+    op_s=KERNEL_S,
     exchange_s=1e-5,
     exchange_bytes_per_s=3.5e11,
 )
+
+
+def device_of_data_sheet(name: str, terabytes_per_s: float, teraflops: float) -> Device:
+    """A GPU that nobody has measured, by its bandwidth and its dense 16-bit products per second.
+
+    Raises ValueError for numbers that are not positive.
+    """
+    for what, rate in (("bandwidth", terabytes_per_s), ("tflops", teraflops)):
+        if not 0 < rate < math.inf:
+            raise ValueError(f"{what} must be a positive number, got {rate:g}")
+    source = (
+        f"{terabytes_per_s:g} TB/s and {teraflops:g} TFLOP/s of dense 16-bit products, given, not measured; 2 us per "
+        "kernel of a CUDA graph, as assumed of h200"
+    )
+    return from_rates(name, source, 1e12 * terabytes_per_s, 1e12 * teraflops, KERNEL_S)
 
 
 def _cpu(fast_bytes_per_s: float, slow_bytes_per_s: float, flops_per_s: float) -> Device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 BYTES_PER_WEIGHT = 2  # all figures are of 16-bit weights, caches and rows
@@ -49,6 +49,7 @@ class ModelSizes:
     cache_width      numbers that one token leaves in the cache of a layer
     activations      numbers that one token's element-wise operations write in a pass
     num_ids          rows of the head
+    notes            sentences on what its config left open
     """
 
     hidden_size: int
@@ -58,6 +59,7 @@ class ModelSizes:
     activations: int
     num_ids: int
     products: tuple[Product, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def num_weights(self, num_rows: float) -> float:
         """Weights that a pass over so many rows reads, without the head."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from nanospec.checkpoints.detect import Family
 from nanospec.costs import memory_bound_speedup
 from nanospec.planning.step_cost import (
     DraftRows,
@@ -32,6 +33,7 @@ class AcceptLength(NamedTuple):
 
 
 FR_SPEC = "published: FR-Spec, Llama-3-8B, EAGLE-2, 60 nodes"
+PUBLISHED_OF = Family.EAGLE  # other families accept otherwise; a language model's size alone decides more than the rows
 PUBLISHED = {
     "full": AcceptLength(3.89, FR_SPEC),
     "static": AcceptLength(3.63, FR_SPEC + ", 32k ids"),
@@ -55,14 +57,15 @@ class PolicyPlan:
     """What a policy is expected to do with a pair. Times in milliseconds.
 
     level_vs_headless, draft_vs_full, speedup_...  ratios of the times here
+    accept_length            and all that needs one, tokens/s and speed-ups: None where none is known
     floor_ms, floor_speedup  of a step in which only weights count, each read once per pass at the device's bandwidth,
                              and its tokens/s over those of plain decoding on the same terms (MBSU)
     """
 
     policy: str
     rows: int
-    accept_length: float
-    accept_length_source: str
+    accept_length: float | None
+    accept_length_source: str | None
     level_ms: float
     draft_ms: float
     verify_ms: float
@@ -71,10 +74,10 @@ class PolicyPlan:
     floor_ms: float
     level_vs_headless: float
     draft_vs_full: float
-    tokens_per_second: float
-    speedup_vs_autoregressive: float
-    speedup_vs_full: float
-    floor_speedup: float
+    tokens_per_second: float | None
+    speedup_vs_autoregressive: float | None
+    speedup_vs_full: float | None
+    floor_speedup: float | None
 
 
 def parse_policy(text: str, num_ids: int, can_pack: bool = True) -> Policy:
@@ -83,6 +86,8 @@ def parse_policy(text: str, num_ids: int, can_pack: bool = True) -> Policy:
     Raises ValueError listing the choices, and for a number that is none or below 1.
     """
     kind, colon, detail = text.partition(":")
+    if text == "hybrid:auto":
+        raise ValueError("vocab hybrid:auto cannot be planned, as its size follows the text: give hybrid:N")
     if kind not in PUBLISHED or (kind in ("static", "hybrid")) > bool(colon) or (kind == "full" and colon):
         raise ValueError(f"vocab must be full, in-context, in-context:ROWS, static:N or hybrid:N, got {text!r}")
     if colon and (not detail.isdecimal() or int(detail) < 1):
@@ -98,14 +103,14 @@ def plan_policies(
     pair: Pair, policies: Sequence[Policy], accept_lengths: Mapping[str, AcceptLength] | None = None
 ) -> list[PolicyPlan]:
     """One plan per policy. accept_lengths: by name; what is missing there is as published for its kind, at most what
-    the tree allows.
+    the tree allows, and unknown under a language-model draft: a step then takes in what the pair's setting says.
 
     Raises ValueError as `step_cost`.
     """
     plans = []
     for policy in policies:
         length = (accept_lengths or {}).get(policy.name) or _published(policy, pair)
-        plans.append(_plan(_accepting(pair, length.tokens), policy, length, _full_rate(pair, accept_lengths)))
+        plans.append(_plan(_accepting(pair, length), policy, length, _full_rate(pair, accept_lengths)))
     return plans
 
 
@@ -114,42 +119,47 @@ def full_rows(pair: Pair) -> DraftRows:
     return DraftRows(pair.draft.body.num_ids)
 
 
-def _published(policy: Policy, pair: Pair) -> AcceptLength:
+def _published(policy: Policy, pair: Pair) -> AcceptLength | None:
+    if pair.draft.family == Family.CAUSAL_LM:
+        return None
     length, most = PUBLISHED[policy.kind], pair.setting.tree.depth + 1
     return length if length.tokens <= most else AcceptLength(most, f"the most that a tree of depth {most - 1} yields")
 
 
-def _accepting(pair: Pair, tokens: float) -> Pair:
-    from dataclasses import replace
-
-    accepting = pair._replace(setting=replace(pair.setting, accept_length=tokens))
+def _accepting(pair: Pair, length: AcceptLength | None) -> Pair:
+    accepting = pair
+    if length is not None:
+        accepting = pair._replace(setting=replace(pair.setting, accept_length=length.tokens))
     check_pair(accepting)
     return accepting
 
 
-def _full_rate(pair: Pair, accept_lengths: Mapping[str, AcceptLength] | None) -> float:
+def _full_rate(pair: Pair, accept_lengths: Mapping[str, AcceptLength] | None) -> float | None:
     """Tokens per second over the whole head."""
     full = parse_policy("full", pair.draft.body.num_ids)
-    tokens = ((accept_lengths or {}).get(full.name) or _published(full, pair)).tokens
-    return tokens / step_cost(_accepting(pair, tokens), full.rows).step
+    length = (accept_lengths or {}).get(full.name) or _published(full, pair)
+    return length and length.tokens / step_cost(_accepting(pair, length), full.rows).step
 
 
-def _plan(pair: Pair, policy: Policy, length: AcceptLength, full_rate: float) -> PolicyPlan:
-    cost: StepCost = step_cost(pair, policy.rows)
-    rate, batch = length.tokens / cost.step, pair.setting.batch_size
+def _floor_speedup(pair: Pair, policy: Policy, tokens: float) -> float:
     target, body = pair.target, pair.draft.body
     head, own_head = target.hidden_size * target.num_ids, body.hidden_size * policy.rows.num_rows
-    mbsu = memory_bound_speedup(
-        length.tokens,
+    return memory_bound_speedup(
+        tokens,
         pair.setting.tree.depth,
         round(body.num_weights(1) + own_head),
         round(target.num_weights(1) + head),
     )
+
+
+def _plan(pair: Pair, policy: Policy, length: AcceptLength | None, full_rate: float | None) -> PolicyPlan:
+    cost: StepCost = step_cost(pair, policy.rows)
+    rate = length and length.tokens / cost.step
     return PolicyPlan(
         policy=policy.name,
         rows=policy.rows.num_rows,
-        accept_length=length.tokens,
-        accept_length_source=length.source,
+        accept_length=length and length.tokens,
+        accept_length_source=length and length.source,
         level_ms=1e3 * cost.level,
         draft_ms=1e3 * cost.draft,
         verify_ms=1e3 * cost.verify,
@@ -158,8 +168,8 @@ def _plan(pair: Pair, policy: Policy, length: AcceptLength, full_rate: float) ->
         floor_ms=1e3 * floor_seconds(pair, policy.rows),
         level_vs_headless=cost.level / level_seconds(pair, DraftRows(0)),
         draft_vs_full=cost.draft / draft_seconds(pair, full_rows(pair)),
-        tokens_per_second=batch * rate,
-        speedup_vs_autoregressive=rate * plain_seconds(pair),
-        speedup_vs_full=rate / full_rate,
-        floor_speedup=mbsu,
+        tokens_per_second=rate and pair.setting.batch_size * rate,
+        speedup_vs_autoregressive=rate and rate * plain_seconds(pair),
+        speedup_vs_full=rate / full_rate if rate and full_rate else None,
+        floor_speedup=length and _floor_speedup(pair, policy, length.tokens),
     )

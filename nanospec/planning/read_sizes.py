@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from nanospec.checkpoints.causal_lm import MAX_PADDING
 from nanospec.checkpoints.detect import Family, detect_family, normalise_names
 from nanospec.checkpoints.draft_config import layer_settings, read_shape, whole_number
 from nanospec.checkpoints.files import has_weights, read_json, read_tensors, resolve_checkpoint
 from nanospec.checkpoints.language_model_files import check_config_claims
 from nanospec.checkpoints.target import UNUSABLE
 from nanospec.drafters.eagle import EagleShape
+from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP
 from nanospec.planning.model_sizes import DraftSizes, ModelSizes, Product, layer_activations
 from nanospec.target_families import FAMILIES, empty_cache, refuse_architecture
 
@@ -25,6 +28,10 @@ OF_TARGET = {
 }  # drafts named in place of a config: the target's own sizes
 NUM_FEATURES = 3  # layers of the target whose states EAGLE-3 fuses
 MEDUSA_HEADS, MEDUSA_LAYERS = "medusa_num_heads", "medusa_num_layers"
+# Settings of a language model that its cost hangs on. A width of heads that is left out follows from two of them.
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+)  # fmt: skip
 
 
 def read_target(path: str | Path) -> ModelSizes:
@@ -37,12 +44,15 @@ def read_target(path: str | Path) -> ModelSizes:
     return _language_model(config, directory, "target")
 
 
-def read_draft(path: str | Path, target: ModelSizes) -> DraftSizes:
+def read_draft(path: str | Path, target: ModelSizes, any_vocab_size: bool = False) -> DraftSizes:
     """Sizes of the drafter that a config describes, as `read_target`; its family by its tensors where they lie beside
     it, else by what the config says. "eagle" and "eagle3" mean a draft whose layer is as the target's.
 
+    any_vocab_size: its ids may be others than the target's, as when both are planned over another vocabulary.
     Raises as `read_target`, and ValueError for a config that describes no drafter, or not for this target.
     """
+    if str(path) == PROMPT_LOOKUP:
+        raise ValueError(f"draft must be a model, got {PROMPT_LOOKUP}, which has no weights to plan")
     if str(path) in OF_TARGET:
         return eagle_sizes(OF_TARGET[str(path)], _layer_of(target), target, target.num_ids)
     directory, config = _read_config(path, "draft")
@@ -51,6 +61,8 @@ def read_draft(path: str | Path, target: ModelSizes) -> DraftSizes:
         tensors = normalise_names(read_tensors(directory, specs_only=True))
     family = detect_family(tensors, config) if tensors else _claimed_family(config)
     settings = layer_settings(config)
+    if not any_vocab_size:
+        _check_vocab_size(family, settings, target)
     if family in (Family.EAGLE, Family.EAGLE3):
         shape = read_shape(settings, tensors, directory)
         num_layers = whole_number(settings, "num_hidden_layers", 1)
@@ -69,6 +81,14 @@ def read_draft(path: str | Path, target: ModelSizes) -> DraftSizes:
     )
 
 
+def _check_vocab_size(family: Family, settings: Mapping[str, Any], target: ModelSizes) -> None:
+    """ValueError for ids that are not the target's, as when such a draft is loaded. Medusa's configs say nothing."""
+    allowed = {Family.EAGLE: 0, Family.EAGLE3: 0, Family.CAUSAL_LM: MAX_PADDING}
+    num_ids = settings.get("vocab_size")
+    if family in allowed and isinstance(num_ids, int) and abs(num_ids - target.num_ids) > allowed[family]:
+        raise ValueError(f"draft vocab_size must be the target's {target.num_ids}, got {num_ids}: not its tokenizer")
+
+
 def path_is_directory(path: str | Path) -> bool:
     return Path(path).expanduser().is_dir()
 
@@ -78,6 +98,8 @@ def _read_config(path: str | Path, argument: str) -> tuple[Path, dict[str, Any]]
     file = Path(path).expanduser()
     if file.is_file():
         return file.parent, read_json(file)
+    if file.suffix == ".json" and not file.exists():
+        raise FileNotFoundError(f"{argument} must be a config.json, a directory or a hub id, but {path} does not exist")
     directory = resolve_checkpoint(path, argument, weights=False)
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{argument} must hold a config.json, got none in {directory}")
@@ -110,7 +132,16 @@ def _language_model(config: Mapping[str, Any], directory: Path, argument: str) -
     except UNUSABLE as error:
         reason = str(error)[:400] or type(error).__name__
         raise ValueError(f"{argument} must be the config of a causal language model, got {reason}") from error
-    return model_sizes(model)
+    return replace(model_sizes(model), notes=_defaults_taken(config, parsed))
+
+
+def _defaults_taken(config: Mapping[str, Any], parsed: PreTrainedConfig) -> tuple[str, ...]:
+    """A sentence for each size that the config leaves to transformers."""
+    text = parsed.get_text_config()
+    nested = config.get("text_config")
+    given = {**config, **nested} if isinstance(nested, dict) else config
+    missing = [name for name in SIZES if hasattr(text, name) and not {name, text.attribute_map.get(name)} & set(given)]
+    return tuple(f"{name} is not in the config: transformers' default {getattr(text, name)}" for name in missing)
 
 
 def model_sizes(model: PreTrainedModel) -> ModelSizes:

@@ -82,6 +82,59 @@ def test_a_table_says_what_is_assumed(config):
         assert text in result.output
 
 
+def test_a_device_of_a_data_sheet_is_planned_and_said_to_be_given(config):
+    arguments = ["--target", config, "--device", "a100"]
+    slow = plan_of(*arguments, "--bandwidth", "2", "--tflops", "312")
+    fast = plan_of(*arguments, "--bandwidth", "4", "--tflops", "312")
+    assert (slow["device"], slow["tree"]["num_nodes"]) == ("a100", 60)
+    assert slow["device_source"].startswith("2 TB/s and 312 TFLOP/s of dense 16-bit products, given, not measured")
+    assert slow["policies"][0]["floor_ms"] == pytest.approx(2 * fast["policies"][0]["floor_ms"])
+
+
+def test_accept_lengths_of_another_family_are_said_to_be_just_that(config):
+    table = " ".join(invoke("--target", config, "--draft", "eagle3").stdout.split())
+    assert "these accept lengths are an EAGLE-1/2 draft's, and yours is EAGLE-3: --accept-length gives" in table
+    for arguments in (["--draft", "eagle"], ["--draft", "eagle3", "--accept-length", "4"]):
+        assert "these accept lengths" not in invoke("--target", config, *arguments).stdout
+
+
+def test_a_language_model_has_no_speed_without_an_accept_length(config, tmp_path):
+    draft = tmp_path / "small.json"
+    draft.write_text(json.dumps({**LLAMA_8B, "num_hidden_layers": 2}))
+    arguments = ["--target", config, "--draft", str(draft), "--vocab", "full", "--vocab", "in-context"]
+    needs_one = ["accept_length", "accept_length_source", "tokens_per_second", "speedup_vs_autoregressive"]
+    needs_one += ["speedup_vs_full", "floor_speedup"]
+    without, given = plan_of(*arguments), plan_of(*arguments, "--accept-length", "4")
+    for unknown, known in zip(without["policies"], given["policies"], strict=True):
+        assert [unknown[name] for name in needs_one] == [None] * len(needs_one)
+        assert None not in known.values()
+        assert (unknown["level_ms"], unknown["verify_ms"]) == (known["level_ms"], known["verify_ms"])
+        assert unknown["draft_ms"] == pytest.approx(known["draft_ms"], rel=0.01)
+    table = " ".join(invoke(*arguments).stdout.split())
+    assert "no accept length of a causal language model as draft is known: --accept-length gives your own" in table
+    one = plan_of(*arguments, "--accept-length", "in-context=4")["policies"][1]
+    assert (one["accept_length"], one["speedup_vs_full"]) == (4.0, None)
+
+
+def test_a_draft_of_another_vocabulary_is_refused_unless_both_are_planned_over_one(config, tmp_path):
+    draft = tmp_path / "other.json"
+    for layers in (1, 2):  # EAGLE, a language model
+        draft.write_text(json.dumps({**LLAMA_8B, "num_hidden_layers": layers, "vocab_size": 32_000}))
+        result = invoke("--target", config, "--draft", str(draft))
+        assert result.exit_code == 2
+        assert "draft vocab_size must be the target's 128256, got 32000" in result.stderr
+        assert plan_of("--target", config, "--draft", str(draft), "--vocab-size", "64000")["vocab_size"] == 64_000
+
+
+def test_a_size_that_transformers_fills_in_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({name: value for name, value in LLAMA_8B.items() if name != "hidden_size"}))
+    assert plan_of("--target", str(path))["notes"] == [
+        "target hidden_size is not in the config: transformers' default 4096"
+    ]
+    assert "note: target hidden_size is not in" in invoke("--target", str(path)).stdout
+
+
 def test_this_machine_is_measured_when_asked(config, monkeypatch):
     monkeypatch.setattr(calibrate, "Effort", lambda: calibrate.SMALL_EFFORT)
     plan = plan_of("--target", config, "--device", "measured")
@@ -104,6 +157,16 @@ def test_this_machine_is_measured_when_asked(config, monkeypatch):
         (["--accept-length", "static:7=3"], "accept-length must name one of"),
         (["--accept-length", "0.5"], "accept_length must be between 1 and 7"),
         (["--draft", "nowhere"], "draft must be a checkpoint directory or a hub id, got 'nowhere'"),
+        (["--draft", "/nowhere/c.json"], "draft must be a config.json, a directory or a hub id, but /nowhere/c.json"),
+        (["--draft", "prompt-lookup"], "draft must be a model, got prompt-lookup, which has no weights to plan"),
+        (
+            ["--vocab", "hybrid:auto"],
+            "vocab hybrid:auto cannot be planned, as its size follows the text: give hybrid:N",
+        ),
+        (["--device", "a100"], "got 'a100': any other needs --bandwidth TB/s and --tflops"),
+        (["--device", "a100", "--tflops", "312"], "--bandwidth and --tflops must be given together, got None and 312"),
+        (["--bandwidth", "-1", "--tflops", "312"], "bandwidth must be a positive number, got -1"),
+        (["--device", "h200", "--bandwidth", "2", "--tflops", "312"], "must be left out with --device h200"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(config, arguments, message):
