@@ -25,6 +25,10 @@ MAX_RECORD = 1 << 26  # of a line of JSON
 _DAMAGED = (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
 
 
+class MissingField(ValueError):
+    """A record has texts elsewhere, if it has any."""
+
+
 class TextSource:
     """The texts of `corpus`, a file or "-" for standard input; .xz and .gz are decompressed. A context manager.
 
@@ -136,7 +140,7 @@ def _strings(record: Any, field: str, place: str) -> Iterator[str]:
     if not isinstance(record, dict):
         raise ValueError(f"{place}: must be a JSON object, got {type(record).__name__}")
     if field not in record:
-        raise ValueError(f"{place}: must have the field {field!r}, got the keys {shown_names(record)}")
+        raise MissingField(f"{place}: must have the field {field!r}, got the keys {shown_names(record)}")
     values = record[field] if isinstance(record[field], list) else [record[field]]
     for value in values:
         if not isinstance(value, str):

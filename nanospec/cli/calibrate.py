@@ -23,7 +23,7 @@ from nanospec.cli.options import (
 from nanospec.cli.progress import amount_bar, busy
 from nanospec.cli.prompts import read_prompts
 from nanospec.demo import TARGET_DIRECTORY
-from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP
+from nanospec.draft_names import PROMPT_LOOKUP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +94,7 @@ def calibrate(
     goes on where it was: its state lies beside --out until the list is written.
     """
     with one_line_errors(debug):
+        from nanospec.calibration.text_source import MissingField
         from nanospec.vocab.static_list import check_list_name
 
         check_list_name(out)
@@ -108,7 +109,10 @@ def calibrate(
             raise FileNotFoundError(f"out must lie in a directory that exists, got {out}")
         state = out.with_name(out.name + STATE_SUFFIX)
         if corpus is not None:
-            counted, kept = _count_corpus(corpus, tokenizer, format, field, state)
+            try:
+                counted, kept = _count_corpus(corpus, tokenizer, format, field, state)
+            except MissingField as error:
+                raise ValueError(f"{error}; --field names the one that holds the text") from None
         else:
             sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
             load = {"dtype": dtype, "device": device}

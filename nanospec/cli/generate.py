@@ -136,7 +136,10 @@ def figures_line(stats: GenerationStats) -> str:
 def _prompt_text(prompt: str | None, prompt_file: Path | None) -> str:
     if (prompt is None) == (prompt_file is None):
         raise ValueError(f"give either PROMPT or --prompt-file, got {'neither' if prompt is None else 'both'}")
-    text = prompt if prompt_file is None else read_text(prompt_file)
+    try:
+        text = prompt if prompt_file is None else read_text(prompt_file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"prompt-file must be a file of text, but {prompt_file} does not exist") from None
     if not text or not text.strip():
         raise ValueError(f"{'PROMPT' if prompt_file is None else prompt_file} must hold text, got {text!r}")
     return text

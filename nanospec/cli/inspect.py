@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanospec.cli.errors import EXIT_BAD_INPUT, one_line_errors, printable
-from nanospec.cli.options import DebugOption, JsonOption
+from nanospec.cli.options import DebugOption, JsonOption, find_embedded_draft
 from nanospec.cli.progress import busy
 
 if TYPE_CHECKING:
@@ -23,7 +24,13 @@ NOT_A_ROW = ("problems",)
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="Checkpoint: directory or hub id; mtp: modules in that of --target.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint: directory or hub id; mtp: modules in that of --target; eagle, eagle3 or medusa: the "
+            "embedded drafts, beside their target."
+        ),
+    ],
     target: Annotated[
         str | None, typer.Option(help="Check it as a draft of this target: path or hub id; its weights are not read.")
     ] = None,
@@ -34,6 +41,12 @@ def inspect(
     with one_line_errors(debug):
         from nanospec.checkpoints.describe import describe_checkpoint  # loads transformers, which --help can do without
 
+        path, target = find_embedded_draft(path, target)
+        if Path(path).expanduser().is_file():
+            raise ValueError(
+                f"path must be a checkpoint directory or a hub id, got the file {path!r}: a config.json alone is for "
+                "nanospec plan"
+            )
         with busy("reading"):
             description = describe_checkpoint(path, target)
     if json_output:

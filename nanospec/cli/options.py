@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nanospec.cli.progress import busy
-from nanospec.demo import DRAFT_DIRECTORIES
-from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP
+from nanospec.demo import DRAFT_DIRECTORIES, TARGET_DIRECTORY
+from nanospec.draft_names import PROMPT_LOOKUP
 from nanospec.tree_shape import TreeShape, parse_tree_shape
 
 if TYPE_CHECKING:
@@ -26,8 +27,20 @@ TreeOption = Annotated[
     str | None,
     typer.Option(metavar="auto|DEPTH,BRANCHING,NODES", help="Tree to draft; auto measures at start-up."),
 ]
+DTYPE_ALIASES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def _dtype_name(name: str | None) -> str | None:
+    return DTYPE_ALIASES.get(name, name) if name is not None else None
+
+
 DtypeOption = Annotated[
-    str | None, typer.Option(metavar="float32|bfloat16|float16|float64", help="Default: as in the checkpoint.")
+    str | None,
+    typer.Option(
+        metavar="float32|bfloat16|float16|float64",
+        callback=_dtype_name,
+        help="Default: as in the checkpoint. Also fp32, bf16, fp16, fp64.",
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -72,12 +85,15 @@ def load_decoder(
 ) -> SpeculativeDecoder:
     """The decoder of `target` and `draft`, or of the embedded target and one of its drafts; options as it takes them.
 
-    Raises ValueError when only one of them is given otherwise, and for a tree that cannot be read.
+    Raises ValueError when only one of them is given otherwise, for a tree that cannot be read, and for a target without
+    a tokenizer, which every command needs.
     """
-    is_demo = target is None and draft in (None, *DRAFT_DIRECTORIES, PROMPT_LOOKUP)
+    own_drafts = (*DRAFT_DIRECTORIES, PROMPT_LOOKUP)
+    is_demo = target is None and draft in (None, *own_drafts)
     if not is_demo and (target is None or draft is None):
         given, missing = ("--draft", "--target") if target is None else ("--target", "--draft")
-        raise ValueError(f"--target and --draft must be given together, got {given} without {missing}")
+        names = "" if target else f"; without --target, --draft must be one of {', '.join(own_drafts)}, got {draft!r}"
+        raise ValueError(f"--target and --draft must be given together, got {given} without {missing}{names}")
     shape: TreeShape | str | None = tree if tree is None or tree == "auto" else parse_tree_shape(tree)
     from nanospec.decode import SpeculativeDecoder  # loads transformers, which --help can do without
 
@@ -85,4 +101,15 @@ def load_decoder(
     with busy("loading, measuring trees" if tree == "auto" else "loading"):
         if target is None or draft is None:
             return SpeculativeDecoder.from_demo(draft or "eagle", **options)
-        return SpeculativeDecoder.from_pretrained(target, draft, **options)
+        decoder = SpeculativeDecoder.from_pretrained(target, draft, **options)
+    if decoder.tokenizer is None:
+        raise ValueError(f"--target must hold a tokenizer beside its weights, got none in {target!r}")
+    return decoder
+
+
+def find_embedded_draft(draft: str, target: str | None) -> tuple[str, str | None]:
+    """Directories of the embedded draft of that name and, where no target is given, of its target; both as they are
+    for anything else."""
+    if draft not in DRAFT_DIRECTORIES or Path(draft).is_dir():
+        return draft, target
+    return str(DRAFT_DIRECTORIES[draft]), str(TARGET_DIRECTORY) if target is None else target

@@ -13,7 +13,7 @@ import typer
 from nanospec.cli.compare import encode_prompts
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.measure import timed_runs
-from nanospec.cli.options import DebugOption, DeviceOption, DtypeOption, JsonOption
+from nanospec.cli.options import DebugOption, DeviceOption, DtypeOption, JsonOption, find_embedded_draft
 from nanospec.cli.progress import busy, progress_bar
 from nanospec.cli.prompts import Prompt, read_prompts
 from nanospec.tree_shape import TreeShape, default_tree_shape, parse_tree_shape
@@ -37,7 +37,9 @@ class Gain:
 
 
 def trim(
-    draft: Annotated[str, typer.Argument(help="EAGLE-1/2 or EAGLE-3 draft: directory or hub id.")],
+    draft: Annotated[
+        str, typer.Argument(help="EAGLE-1/2 or EAGLE-3 draft: directory or hub id; eagle, eagle3: embedded.")
+    ],
     id_list: Annotated[
         str,
         typer.Option("--list", metavar="FILE|DIR", help="Ids, most frequent first, or a draft that scores few ids."),
@@ -74,6 +76,7 @@ def trim(
     memory-bound speed-up over plain decoding (MBSU).
     """
     with one_line_errors(debug):
+        draft, target = find_embedded_draft(draft, target)
         if target is None and (measure or accept_lengths):
             raise ValueError(f"--target must be given with {'--measure' if measure else '--accept-lengths'}, got none")
         if measure and accept_lengths:

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nanospec.draft_names import PROMPT_LOOKUP as PROMPT_LOOKUP
 from nanospec.kv_cache import CachePlace
 from nanospec.records import DraftTree, DraftVocab
 from nanospec.tree_layout import tree_layout
 from nanospec.tree_shape import TreeShape
-
-PROMPT_LOOKUP = "prompt-lookup"  # what a user asks for where others name a checkpoint
 
 
 class LookupMemory(NamedTuple):

@@ -17,8 +17,8 @@ from nanospec.checkpoints.draft_config import layer_settings, read_shape, whole_
 from nanospec.checkpoints.files import has_weights, read_json, read_tensors, resolve_checkpoint
 from nanospec.checkpoints.language_model_files import check_config_claims
 from nanospec.checkpoints.target import UNUSABLE
+from nanospec.draft_names import PROMPT_LOOKUP
 from nanospec.drafters.eagle import EagleShape
-from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP
 from nanospec.planning.model_sizes import DraftSizes, ModelSizes, Product, layer_activations
 from nanospec.target_families import FAMILIES, empty_cache, refuse_architecture
 

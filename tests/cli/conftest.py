@@ -12,9 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import nanospec
 from nanospec.result import Candidates, GenerationResult
 from nanospec.stats import GenerationStats
 from nanospec.tree_shape import TreeShape
+
+for name in nanospec.__all__:  # every module holds the real decoder before another takes its place
+    getattr(nanospec, name)
 
 AUTOREGRESSIVE = "autoregressive"
 TOKENS = list(range(10, 19))
@@ -56,6 +60,7 @@ class Script:
 class FakeDecoder:
     script: Script
     drafter = SimpleNamespace(name="eagle")
+    tokenizer: object | None = "a tokenizer"
     last_stats: GenerationStats | None = None
 
     def __init__(self, vocab: str, tree: TreeShape | None) -> None:

@@ -171,6 +171,15 @@ def test_a_wrong_request_is_refused_before_anything_is_read(tmp_path: Path, argu
     assert not list(tmp_path.iterdir())
 
 
+def test_a_record_without_the_field_names_the_option(tmp_path: Path, tokenizer) -> None:
+    corpus = tmp_path / "rows.jsonl"
+    corpus.write_text('{"prompt": "no response"}\n')
+    result = run("--corpus", str(corpus), "--tokenizer", tokenizer, "--out", str(tmp_path / "list.pt"))
+    assert result.exit_code == 2
+    assert "must have the field 'response', got the keys" in result.stderr
+    assert "--field names the one that holds the text" in result.stderr
+
+
 def test_a_list_has_a_name_that_says_how_it_is_written(tmp_path: Path) -> None:
     for name, message in (("list.csv", "path must end in .safetensors or .pt"), ("no/list.pt", "out must lie in")):
         result = run("--corpus", "-", "--out", str(tmp_path / name))

@@ -157,7 +157,14 @@ def test_target_and_draft_are_loaded_together(script):
         ([], "either PROMPT or --prompt-file, got neither"),
         (["  "], "PROMPT must hold text"),
         (["Hi", "--prompt-file", "x.txt"], "either PROMPT or --prompt-file, got both"),
-        (["--prompt-file", "no_such_file.txt"], "no_such_file.txt"),
+        (
+            ["Hi", "--draft", "eagel"],
+            "without --target, --draft must be one of eagle, eagle3, medusa, prompt-lookup, got 'eagel'",
+        ),
+        (
+            ["--prompt-file", "no_such_file.txt"],
+            "prompt-file must be a file of text, but no_such_file.txt does not exist",
+        ),
         (["Hi", "--tree", "wide"], "tree must be 'auto' or 'DEPTH,BRANCHING,NODES', got 'wide'"),
     ],
 )
@@ -200,6 +207,21 @@ def test_a_byte_order_mark_is_no_part_of_the_prompt(script, tmp_path):
     path.write_text("From a file", encoding="utf-8-sig")
     assert run("--prompt-file", str(path)).exit_code == 0
     assert script.calls[0][1] == "From a file"
+
+
+def test_a_target_without_a_tokenizer_is_refused_in_the_terms_of_the_command_line(script, monkeypatch):
+    from tests.cli.conftest import FakeDecoder
+
+    monkeypatch.setattr(FakeDecoder, "tokenizer", None)
+    result = run("Hi", "--target", "big", "--draft", "prompt-lookup")
+    assert (result.exit_code, script.calls) == (2, [])
+    assert result.stderr == "error: --target must hold a tokenizer beside its weights, got none in 'big'\n"
+
+
+@pytest.mark.parametrize(("short", "name"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")])
+def test_short_names_of_dtypes_are_known(script, short, name):
+    assert run("Hi", "--dtype", short).exit_code == 0
+    assert script.loaded[0][1]["dtype"] == name
 
 
 def test_version_is_printed():

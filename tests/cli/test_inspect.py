@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from nanospec.checkpoints.describe import CheckpointDescription
 from nanospec.cli.main import app
+from nanospec.demo import TARGET_DIRECTORY
 from tests.checkpoints.eagle3_files import CONFIG, HIDDEN, VOCAB, official, write_draft
 from tests.checkpoints.test_mtp import written
 
@@ -79,6 +80,21 @@ def test_what_a_file_says_cannot_steer_the_terminal(tmp_path: Path) -> None:
     result = run(str(directory))
     assert "?[2Jcleared" in result.stdout
     assert "\x1b" not in result.stdout + run(str(directory), "--target", str(directory)).stderr
+
+
+def test_an_embedded_draft_is_known_by_its_name_and_fits_its_target() -> None:
+    result = run("medusa", "--json")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert (printed["family"], printed["target"]) == ("Medusa", str(TARGET_DIRECTORY))
+
+
+def test_a_config_alone_is_for_another_command(tmp_path: Path) -> None:
+    path = tmp_path / "llama.json"
+    path.write_text("{}")
+    result = run(str(path))
+    assert result.exit_code == 2
+    assert "a config.json alone is for nanospec plan" in result.stderr
 
 
 def test_what_is_not_there_is_one_line_on_stderr(tmp_path: Path) -> None:

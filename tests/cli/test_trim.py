@@ -50,6 +50,12 @@ def trimmed(pair, id_list: str, out: Path, *arguments: str) -> dict:
     return json.loads(result.stdout)
 
 
+def test_an_embedded_draft_is_known_by_its_name(tmp_path: Path, id_list: str) -> None:
+    result = run("eagle3", "--list", id_list, "--num-ids", "30", "--out", str(tmp_path / "out"), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["family"] == "EAGLE-3"
+
+
 def test_the_first_ids_of_the_list_and_eos_are_kept(tmp_path: Path, pair, id_list: str) -> None:
     report = trimmed(pair, id_list, tmp_path / "out", "--num-ids", "10")
     target, _ = load_target(pair[0], device="cpu")
