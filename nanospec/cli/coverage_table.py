@@ -11,7 +11,7 @@ from nanospec.cli.table import number_table, percent
 
 PLAIN_WIDTH = 140  # of a file or pipe, which has no width of its own
 HEADINGS = (
-    "vocabulary", "rows", "accept\nlength", "accept\nof full", "95 %\ninterval", "coverage", "top-1\nrecall",
+    "vocabulary", "rows\nscored", "accept\nlength", "accept\nof full", "95 %\ninterval", "coverage", "top-1\nrecall",
     "tree\nrecall", "upkeep",
 )  # fmt: skip
 MEANING = (

@@ -15,6 +15,12 @@ from nanospec.cli.rows import FULL, Row
 PLAIN_WIDTH = 140  # of a file or pipe, which has no width of its own
 UNLIMITED_WIDTH = 1000
 MAX_LISTED_DIFFERENCES = 10
+GLOSS = (
+    "accept length: tokens per target pass. draft vs no head: draft time over that of the same draft without its "
+    "output head.",
+    "upkeep: what keeping the vocabulary takes, of the decoding time. near ties: prompts where rounding chose between "
+    "two equally good tokens.",
+)
 PREFILL_IS_APART = (
     "tokens/s and the speed-ups beside it leave out the prompt pass, which has its own column (prefill ms per prompt); "
     "end to end counts it in."
@@ -23,17 +29,17 @@ PREFILL_IS_APART = (
 HEADINGS = (
     "vocabulary",
     "tokens/s",
-    "vs\nautoregr.",
+    "vs plain\ndecoding",
     "vs\nfull",
     "accept\nlength",
     "accept\nof full",
-    "active\nrows",
+    "rows\nscored",
     "draft\nms/step",
     "draft\nof full",
     "draft\nvs no\nhead",
     "upkeep",
     "prefill\nms",
-    "end to\nend vs\nautoregr.",
+    "end to\nend vs\nplain\ndecoding",
     "identical",
     "near\nties",
 )
@@ -55,7 +61,8 @@ def print_comparison(rows: Sequence[Row], differences: Sequence[Difference]) -> 
 
 
 def explain(rows: Sequence[Row]) -> list[str]:
-    """The gain of the last small vocabulary (in-context where it was run), what is timed, and how exact tokens are."""
+    """The gain of the last small vocabulary (in-context where it was run), the fastest row, what the columns mean and
+    what is timed, and how exact tokens are."""
     small = [row for row in rows if row.vocab not in (AUTOREGRESSIVE, FULL)]
     chosen = next((row for row in small if row.vocab == "in-context"), small[-1] if small else None)
     full = next((row for row in rows if row.vocab == FULL), None)
@@ -66,9 +73,18 @@ def explain(rows: Sequence[Row]) -> list[str]:
             f"{_number(full.mean_active_vocab)}: draft time is {percent(chosen.draft_vs_full)} of full's "
             f"({_times(chosen.draft_vs_headless)} that of a draft without any head), accept length is "
             f"{percent(chosen.accept_vs_full)} of full's, and decoding runs at {_times(chosen.speedup_vs_full)} the "
-            f"speed of full, {_times(chosen.speedup_vs_autoregressive)} that of autoregressive decoding."
+            f"speed of full, {_times(chosen.speedup_vs_autoregressive)} that of plain (autoregressive) decoding."
         )
-    return [*sentences, PREFILL_IS_APART, _exactness(rows)]
+    return [*sentences, *_fastest(rows), *GLOSS, PREFILL_IS_APART, _exactness(rows)]
+
+
+def _fastest(rows: Sequence[Row]) -> list[str]:
+    timed = [(row.tokens_per_second, row) for row in rows if row.tokens_per_second is not None]
+    if not timed:
+        return []
+    speed, row = max(timed, key=lambda one: one[0])
+    times = "" if row.vocab == AUTOREGRESSIVE else f", {_times(row.speedup_vs_autoregressive)} plain decoding's speed"
+    return [f"Fastest here: {row.vocab}, {_number(speed, 1)} tokens/s{times}."]
 
 
 def _exactness(rows: Sequence[Row]) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nanospec.cli.measure import Difference
@@ -45,6 +47,22 @@ def test_differences_are_listed_wrong_ones_first_and_never_without_end(capsys):
 def test_the_sentence_speaks_of_in_context_where_it_was_run():
     sentences = explain([row("autoregressive"), row("full"), row("in-context"), row("static-4096")])
     assert sentences[0].startswith("in-context drafts from 131,072 rows instead of 131,072: draft time is 25%")
+
+
+def test_the_fastest_row_is_named_whatever_the_sentence_speaks_of():
+    fast = replace(row("static-4096"), tokens_per_second=2000.0, speedup_vs_autoregressive=2.5)
+    sentences = explain([row("autoregressive"), row("full"), row("in-context"), fast])
+    assert sentences[1] == "Fastest here: static-4096, 2,000.0 tokens/s, 2.50x plain decoding's speed."
+    plain = replace(row("autoregressive"), tokens_per_second=2000.0)
+    assert "Fastest here: autoregressive, 2,000.0 tokens/s." in explain([plain, row("full")])
+
+
+def test_two_lines_say_what_the_columns_mean_whose_names_do_not(capsys):
+    print_comparison([row("autoregressive"), row("full")], [])
+    lines = capsys.readouterr().out.splitlines()
+    [first] = [number for number, line in enumerate(lines) if line.startswith("accept length: ")]
+    gloss = " ".join(lines[first : first + 2])
+    assert all(f"{name}: " in gloss for name in ("accept length", "draft vs no head", "upkeep", "near ties"))
 
 
 def test_it_is_said_that_the_rates_leave_out_the_prompt_pass():
