@@ -54,9 +54,12 @@ COVERAGE_METAVAR = "VOCAB[,num_top=N][,capacity=N][,temperature=X]"
 
 def coverage(
     prompts: Annotated[
-        list[Path],
-        typer.Option(help="JSON lines, plain or .xz: `prompt` or `turns`, maybe `response`, `category`. Repeatable."),
-    ],
+        list[Path] | None,
+        typer.Option(
+            help="JSON lines, plain or .xz: `prompt` or `turns`, maybe `response`, `category`. Repeatable. "
+            "Default: the built-in prompts."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="So many documents, drawn at random.")] = None,
     cuts: Annotated[int, typer.Option(help="Contexts per document, cut at random places of the response.")] = 1,
     vocab: Annotated[
@@ -85,7 +88,7 @@ def coverage(
 ) -> None:
     """Measure what each draft vocabulary holds and what its trees are worth, relative to EAGLE-2's full vocabulary."""
     with one_line_errors(debug):
-        from nanospec.cli.documents import read_documents
+        from nanospec.cli.documents import BUILT_IN_PROMPTS, read_documents
         from nanospec.coverage.pareto_plot import check_plot_path, draw_pareto
         from nanospec.coverage.policy import list_policies
         from nanospec.coverage.run import RunSettings
@@ -96,12 +99,13 @@ def coverage(
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         policies = list_policies(tuple(vocab) if vocab else VOCABS)
-        documents = read_documents(prompts, limit, seed)
+        documents = read_documents(prompts or [BUILT_IN_PROMPTS], limit, seed)
         options: dict[str, Any] = {"dtype": dtype, "device": device, "num_top": num_top, "cuda_graph": False}
         decoder = load_decoder(target, draft, vocab="full", tree=tree, draft_temperature=draft_temperature, **options)
         settings = RunSettings(cuts, sampled, max_new_tokens, seed)
         found = run_coverage(decoder, policies, documents, settings, resume, (target, draft), leave_out=not vocab)
-        found["prompts"] = {"files": [path.name for path in prompts], "limit": limit, **found["prompts"]}
+        files = [path.name for path in prompts] if prompts else ["demo"]
+        found["prompts"] = {"files": files, "limit": limit, **found["prompts"]}
         if plot is not None:
             draw_pareto(found["rows"], plot)
         _show(found, json_output)

@@ -11,8 +11,10 @@ import numpy as np
 
 from nanospec.cli.prompts import text_of
 from nanospec.coverage.documents import TextDocument
+from nanospec.demo import DEMO_DIRECTORY
 from nanospec.untrusted_files import expand_xz, parse_json, read_bytes
 
+BUILT_IN_PROMPTS = DEMO_DIRECTORY / "prompts.jsonl"
 MAX_BYTES = 2**29  # of a file, expanded: a million prompts with their responses
 
 # What Spec-Bench counts as one task, multi-turn conversation: the eight categories of MT-Bench.

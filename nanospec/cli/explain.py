@@ -48,10 +48,11 @@ def explain(
         decoder = load_decoder(target, draft, vocab=vocab, tree=tree, draft_temperature=draft_temperature, **options)
         from nanospec.explain import explain as explained  # loads torch, which --help can do without
         from nanospec.explain import page_of
+        from nanospec.explain.page import MISS, count_misses
 
         with busy("generating"):
             explanation = explained(decoder, decoder.encode(prompt), max_new_tokens, temperature=temperature, seed=seed)
         with new_file(out) as partial:
             partial.write_text(page_of(explanation), encoding="utf-8")
-        misses = f"{explanation.num_misses} misses"
-        typer.echo(f"{out}: {len(explanation.tokens)} tokens in {len(explanation.steps)} steps, {misses}")
+        told = f"{len(explanation.tokens)} tokens in {len(explanation.steps)} steps, {count_misses(explanation)}"
+        typer.echo(f"{out}: {told} ({MISS})")

@@ -12,6 +12,8 @@ from nanospec.explain.record import ExplainedToken, Explanation
 # Steps of viridis, light enough for black text; deeper tokens have the last one. Told apart with any colour vision.
 DEPTH_COLOURS = ("#fde725", "#b5de2b", "#6ece58", "#35b779", "#3fb8a6", "#5fa8c8", "#9a9fe0", "#cf9fe8")
 
+MISS = "miss: a token of the target that the draft vocabulary lacked"
+
 
 def page_of(explanation: Explanation) -> str:
     """A whole HTML document: tokens coloured by how they were produced, the tree of each step on hover or focus."""
@@ -60,14 +62,20 @@ def _legend() -> str:
         for depth in range(1, last + 1)
     ]
     others = '<span class="token bonus">bonus</span> <span class="token bonus miss">bonus, a miss</span>'
-    return f'accepted at {" ".join(swatches)}; the target\'s own: {others}; <span class="token prompt">first</span>'
+    own = f'the target\'s own: {others}; <span class="token prompt">first</span>'
+    return f"accepted at {' '.join(swatches)}; {own}; {MISS}"
+
+
+def count_misses(explanation: Explanation) -> str:
+    """How many misses there are, in words."""
+    return f"{explanation.num_misses} miss{'' if explanation.num_misses == 1 else 'es'}"
 
 
 def _figures(explanation: Explanation) -> str:
     return (
         f"{len(explanation.tokens)} tokens in {len(explanation.steps)} steps: {explanation.mean_accept_length:.2f} per "
         f"target pass, drafted by {explanation.drafter} from {explanation.mean_active:,.0f} ids on average "
-        f"({explanation.vocab}); {explanation.num_misses} misses; ended by {explanation.finish_reason}"
+        f"({explanation.vocab}); {count_misses(explanation)}; ended by {explanation.finish_reason}"
     )
 
 

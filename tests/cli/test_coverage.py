@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nanospec.cli.main import app
+from nanospec.cli.prompts import read_prompts
 from tests.pair_on_disk import WINDOW, save_pair
 
 ROW_KEYS = {
@@ -69,6 +70,14 @@ def test_json_is_one_object_with_a_row_per_policy(pair, prompts, sampled):
     assert set(in_context["per_task"]) == {"chat", "free"}
     assert [step["depth"] for step in in_context["per_depth"]] == [1, 2, 3]
     assert 0 < in_context["mean_active_vocab"] < full["mean_active_vocab"] == WINDOW
+
+
+def test_the_built_in_prompts_are_measured_on_where_no_others_are_named(pair, monkeypatch):
+    monkeypatch.setattr("nanospec.coverage.run.measure_documents", lambda *arguments: [{"contexts": None}])
+    monkeypatch.setattr("nanospec.coverage.figures.build_rows", lambda records, described: [])
+    found = measured(*pair, "--vocab", "full")
+    assert found["prompts"]["files"] == ["demo"]
+    assert found["prompts"]["documents"] == len(read_prompts(None))
 
 
 def test_an_interrupted_run_goes_on_and_equals_one_run(pair, prompts, tmp_path):
