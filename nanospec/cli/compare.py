@@ -42,8 +42,7 @@ from nanospec.cli.progress import progress_bar
 from nanospec.cli.prompts import Prompt, read_prompts
 from nanospec.cli.rows import Row, build_rows
 from nanospec.cli.table import print_comparison
-from nanospec.drafters.prompt_lookup import PROMPT_LOOKUP
-from nanospec.request import Request
+from nanospec.draft_names import PROMPT_LOOKUP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,6 +138,8 @@ def name_rows(specs: Sequence[str]) -> dict[str, str]:
 
 def encode_prompts(decoder: SpeculativeDecoder, prompts: Sequence[Prompt]) -> list[Tensor]:
     """input_ids int64 [1, P] of every prompt. Raises ValueError naming the place of one that cannot be decoded from."""
+    from nanospec.request import Request  # loads torch, which --help can do without
+
     encoded = []
     for prompt in prompts:
         try:

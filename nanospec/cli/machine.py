@@ -6,8 +6,10 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -30,6 +32,8 @@ def cpu_model() -> str:
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
     """Machine, versions, device and dtype as one flat JSON object."""
+    import torch  # --help and --version can do without
+
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count() or 1,

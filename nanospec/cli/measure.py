@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
-from nanospec.near_tie import EXACT_DTYPES, first_difference, is_near_tie, margin_below_top, near_tie_bound
-
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from nanospec.result import GenerationResult
 
 AUTOREGRESSIVE = "autoregressive"
@@ -94,6 +92,8 @@ def find_differences(
     `rerun(prompt)` decodes a prompt autoregressively once more, with candidates; it is called for prompts with a
     difference only, and not for tokens that were sampled in 16 bits.
     """
+    from nanospec.near_tie import EXACT_DTYPES, first_difference  # loads torch, which --help can do without
+
     is_rounded = is_sampled and dtype not in EXACT_DTYPES
     differences = []
     for prompt, reference in enumerate(results[AUTOREGRESSIVE]):
@@ -112,6 +112,8 @@ def find_differences(
 def _judge(
     name: str, prompt: int, position: int, tokens: list[int], witness: GenerationResult, dtype: torch.dtype
 ) -> Difference:
+    from nanospec.near_tie import is_near_tie, margin_below_top, near_tie_bound
+
     same_context = witness.token_ids[:position] == tokens[:position]
     judged = (witness.candidates or [])[: len(tokens)]  # an output that ends too early has no token to judge
     if not same_context or position >= len(judged):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from nanospec.cli.measure import AUTOREGRESSIVE, Difference
-from nanospec.stats import STAGES
 
 if TYPE_CHECKING:
     from nanospec.result import GenerationResult
@@ -95,6 +94,8 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
 
 def sum_up(results: Sequence[GenerationResult]) -> Totals:
     """Totals of one row."""
+    from nanospec.stats import STAGES  # loads torch, which --help can do without
+
     stats = [result.stats for result in results]
     return Totals(
         prompts=len(stats),
