@@ -62,7 +62,9 @@ def random_decoder(sizes: DecoderSizes) -> SpeculativeDecoder:
         eos_token_id=None,
     )
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPE, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=DTYPE, attn_implementation="sdpa", trust_remote_code=False
+        )
         target = Target(draw_tiles(model).requires_grad_(False))
         drafter = EagleDrafter(_layer_of(sizes), config, target.embed_tokens, GatheredHead(target.head_weight))
         draw_tiles(drafter.to(DTYPE))
