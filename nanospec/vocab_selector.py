@@ -152,7 +152,8 @@ def _check_head(policy: VocabSelector, head_weight: Tensor) -> None:
     weight = getattr(policy, "head_weight", None)
     if weight is not None and not is_same_head(weight, head_weight):
         raise ValueError(
-            f"vocab must be over the head that drafts, {tuple(head_weight.shape)}, "
+            f"vocab must be over the head that drafts, {tuple(head_weight.shape)}, the same tensor and no other of its "
+            "shape: decoder.target.head_weight, or decoder.drafter.head.weight where the draft has a head of its own; "
             f"got {policy.name!r} over another of shape {tuple(weight.shape)}"
         )
 
