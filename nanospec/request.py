@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nanospec.keyword_names import check_names
 from nanospec.sampling import SamplingParams
+
+# What `SpeculativeDecoder.generate` and its like take beside `input_ids`.
+SETTINGS = ("max_new_tokens", "stop_strings", "ignore_eos", *(entry.name for entry in fields(SamplingParams)))
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,15 @@ class Request:
             raise ValueError(
                 f"input_ids must be shorter than the context window of {context_window}, got {length} tokens"
             )
+
+
+def as_sampling(settings: Mapping[str, Any]) -> SamplingParams:
+    """What is left of the settings once a request has taken its own.
+
+    Raises TypeError for a name that is none of `SETTINGS`, and as `SamplingParams`.
+    """
+    check_names("settings", settings, SETTINGS)
+    return SamplingParams(**settings)
 
 
 def as_input_ids(input_ids: Tensor | Sequence[int], device: torch.device) -> Tensor:
