@@ -84,8 +84,9 @@ def _as_tensor(input_ids: Sequence[int]) -> Tensor:
         return torch.tensor(input_ids)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch names neither argument nor value
         is_of_integers = isinstance(input_ids, list | tuple) and all(_is_of_integers(entry) for entry in input_ids)
+        hint = ": decoder.encode(text) makes them of a text" if isinstance(input_ids, str) else ""
         raise (ValueError if is_of_integers else TypeError)(
-            f"input_ids must be integers of 64 bits, [P] or [1, P], got {reprlib.repr(input_ids)}"
+            f"input_ids must be integers of 64 bits, [P] or [1, P], got {reprlib.repr(input_ids)}{hint}"
         ) from error
 
 
