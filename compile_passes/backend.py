@@ -11,6 +11,8 @@ from torch import Tensor, fx
 
 from compile_passes.backend_options import BackendOptions, read_options
 from compile_passes.dynamo_graph import copy_graph_module
+from compile_passes.gather_output_head import gather_output_head
+from compile_passes.overlooked_head import find_overlooked_head
 from compile_passes.pipeline import run_passes
 from compile_passes.rewrite_context import RewriteContext, attach_context
 
@@ -31,7 +33,9 @@ def nanospec(
     head        the module whose weight [V, D] is the output head; default: found by structure
     inner       "inductor", "aot_eager" or "eager": what compiles the rewritten graph
     cudagraphs  capture CUDA graphs (Inductor's triton.cudagraphs)
-    and every option of Inductor. Without a vocabulary, warns and rewrites only what needs none.
+    and every option of Inductor. Without a vocabulary, warns and rewrites only what needs none. With one, warns of a
+    graph with an output head, as far as `find_overlooked_head` can tell, and none that is restricted: above all one of
+    another vocab_size. A graph without such a head is nothing to warn of, as models may be broken into several.
 
     Raises TypeError or ValueError for options that do not fit; Dynamo wraps them in BackendCompilerFailed.
     """
@@ -44,10 +48,23 @@ def nanospec(
     context = RewriteContext(tensors, chosen.vocabulary, chosen.head_weight)
     attach_context(rewritten, context)
     changed = run_passes(rewritten)
+    if gather_output_head.__name__ not in changed:
+        _warn_of_overlooked_head(rewritten.graph, context)
     if not changed:
         return _compile_inner(graph_module, example_inputs, chosen)
     compiled = _compile_inner(rewritten, [*example_inputs, *_as_compile_inputs(context.static_inputs)], chosen)
     return _with_static_inputs(compiled, context, names)
+
+
+def _warn_of_overlooked_head(graph: fx.Graph, context: RewriteContext) -> None:
+    head = find_overlooked_head(graph, context)
+    if head is not None and context.vocabulary is not None:
+        warnings.warn(
+            "backend 'nanospec' has restricted no output head: the vocabulary has vocab_size "
+            f"{context.vocabulary.vocab_size}, the graph scores {head.num_rows} ids with {head.weight}; "
+            'TORCH_LOGS="+compile_passes" shows why',
+            stacklevel=3,
+        )
 
 
 def _as_compile_inputs(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -23,6 +23,7 @@ from nanospec.compiled_drafter import refuse_uncompiled
 from nanospec.decoder_options import (
     TreeArgument,
     as_tree_shape,
+    check_options,
     checked_prefix,
     checked_temperature,
     eos_ids_of,
@@ -38,7 +39,7 @@ from nanospec.graph_compiler import inner_backend
 from nanospec.headless import HeadlessProbe
 from nanospec.open_draft import FREQUENT_IDS, open_draft
 from nanospec.prefix_cache import PrefixCache
-from nanospec.request import Request, as_input_ids
+from nanospec.request import Request, as_input_ids, as_sampling
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.sampling import SamplingParams, require_int
 from nanospec.speculation import SpeculativeLoop
@@ -164,8 +165,9 @@ class SpeculativeDecoder:
         does feature_layers: the target's layers that an EAGLE-3 draft reads, where its config is wrong. lookup: prompt
         lookup's best chain joins the draft's trees (`JoinedDrafter`). Further options are those of the class. The
         target's tokenizer is used where its directory holds one, and "static:N" takes its ids from
-        `frequent_ids.safetensors` where the draft's directory holds it.
+        `frequent_ids.safetensors` where the draft's directory holds it. Raises TypeError for an unknown option.
         """
+        check_options(cls, options)
         loaded, tokenizer = load_target(target, dtype=dtype, device=device)
         drafter, frequent_ids = open_draft(draft, loaded, feature_layers, tokenizer)
         if frequent_ids is not None:
@@ -236,6 +238,8 @@ class SpeculativeDecoder:
         min_p=0.0, repetition_penalty=1.0, seed=None, stop_strings=(), ignore_eos=False. `probe_headless` also times
         every draft with its head deleted. With a `prefix_cache`, what the request before it left there is not read
         again; NotImplementedError with a tensor-parallel target.
+
+        Raises TypeError for an unknown setting, and as `Request.check` and `SamplingParams`.
 
         LOSSY by name only: acceptance="typical", with posterior_threshold=0.09 and posterior_alpha=0.3, keeps drafted
         tokens that the target finds likely enough; the result then says `lossless` False.
@@ -368,7 +372,7 @@ class SpeculativeDecoder:
         eos_ids = frozenset() if ignore_eos else self.eos_ids
         strings = (stop_strings,) if isinstance(stop_strings, str) else stop_strings
         check_stop_strings(strings)
-        request = Request(ids, max_new_tokens, SamplingParams(**sampling), tuple(strings), eos_ids)
+        request = Request(ids, max_new_tokens, as_sampling(sampling), tuple(strings), eos_ids)
         request.check(self.target.vocab_size, self.target.context_window)
         room = self.target.context_window - ids.shape[1]
         return replace(request, max_new_tokens=min(max_new_tokens, room))

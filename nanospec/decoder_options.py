@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from inspect import signature
 from typing import Literal
 
 import torch
@@ -10,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nanospec.drafters.drafter import Drafter, FixedShapeDrafter, HasHead
 from nanospec.drafters.prompt_lookup import PromptLookupDrafter
+from nanospec.keyword_names import check_names
 from nanospec.prefix_cache import PrefixCache
 from nanospec.static_tree import StaticTree
 from nanospec.target import Target
@@ -28,7 +31,7 @@ from nanospec.vocab_selector import VocabSelector, build_reduced_vocab, build_vo
 
 TreeArgument = TreeShape | StaticTree | tuple[int, int, int] | Literal["auto"] | None
 
-
+OPENING_OPTIONS = ("dtype", "device", "feature_layers", "lookup")  # of `from_pretrained` alone
 OUR_VOCABULARIES = (
     AdaptiveVocab,
     FullVocab,
@@ -40,6 +43,15 @@ OUR_VOCABULARIES = (
     RouterAddedVocab,
     StaticVocab,
 )
+
+
+def check_options(decoder_class: type, options: Iterable[str]) -> None:
+    """TypeError for the name of an option that neither the constructor (after target and drafter) nor `from_pretrained`
+    takes. A constructor that takes any name is not asked."""
+    parameters = signature(decoder_class).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        constructor = [parameter.name for parameter in parameters][2:]
+        check_names("options", options, (*constructor, *OPENING_OPTIONS))
 
 
 def vocab_of_draft(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nanospec.keyword_names import check_names
 from nanospec.sampling import SamplingParams
+
+# What `SpeculativeDecoder.generate` and its like take beside `input_ids`.
+SETTINGS = ("max_new_tokens", "stop_strings", "ignore_eos", *(entry.name for entry in fields(SamplingParams)))
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,15 @@ class Request:
             )
 
 
+def as_sampling(settings: Mapping[str, Any]) -> SamplingParams:
+    """What is left of the settings once a request has taken its own.
+
+    Raises TypeError for a name that is none of `SETTINGS`, and as `SamplingParams`.
+    """
+    check_names("settings", settings, SETTINGS)
+    return SamplingParams(**settings)
+
+
 def as_input_ids(input_ids: Tensor | Sequence[int], device: torch.device) -> Tensor:
     """int64 [1, P] of a tensor [P] or [1, P] or of a list of ints.
 
@@ -70,8 +84,9 @@ def _as_tensor(input_ids: Sequence[int]) -> Tensor:
         return torch.tensor(input_ids)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch names neither argument nor value
         is_of_integers = isinstance(input_ids, list | tuple) and all(_is_of_integers(entry) for entry in input_ids)
+        hint = ": decoder.encode(text) makes them of a text" if isinstance(input_ids, str) else ""
         raise (ValueError if is_of_integers else TypeError)(
-            f"input_ids must be integers of 64 bits, [P] or [1, P], got {reprlib.repr(input_ids)}"
+            f"input_ids must be integers of 64 bits, [P] or [1, P], got {reprlib.repr(input_ids)}{hint}"
         ) from error
 
 

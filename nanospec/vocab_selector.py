@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -152,7 +153,8 @@ def _check_head(policy: VocabSelector, head_weight: Tensor) -> None:
     weight = getattr(policy, "head_weight", None)
     if weight is not None and not is_same_head(weight, head_weight):
         raise ValueError(
-            f"vocab must be over the head that drafts, {tuple(head_weight.shape)}, "
+            f"vocab must be over the head that drafts, {tuple(head_weight.shape)}, the same tensor and no other of its "
+            "shape: decoder.target.head_weight, or decoder.drafter.head.weight where the draft has a head of its own; "
             f"got {policy.name!r} over another of shape {tuple(weight.shape)}"
         )
 
@@ -209,10 +211,15 @@ def build_reduced_vocab(
 def _listed_ids(spec: str, vocab_size: int, frequent_ids: Tensor | None) -> Tensor:
     """The list that 'static:' or 'hybrid:' names: a file, a draft of few ids, or the first N of `frequent_ids`.
 
-    Raises as `read_id_list`; for `frequent_ids` TypeError or ValueError unless they are distinct ids of the vocabulary
-    in a 1-D tensor, at least N."""
+    Raises as `read_id_list`, FileNotFoundError for what is neither; for `frequent_ids` TypeError or ValueError unless
+    they are distinct ids of the vocabulary in a 1-D tensor, at least N."""
     _, _, argument = spec.partition(":")
     if spec != ADAPTIVE and not argument.removeprefix("-").isdecimal():
+        if not Path(argument).exists():
+            raise FileNotFoundError(
+                f"static list not found: {argument}: vocab must have a number of ids or a file after the colon, with "
+                f"{PRIOR_SUFFIX!r} as the only suffix of a list, got {spec!r}"
+            )
         return read_id_list(argument, vocab_size)
     if frequent_ids is None:
         raise ValueError(f"vocab {spec!r} needs a list of frequent ids and none came with the draft: name a file")

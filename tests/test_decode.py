@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -247,7 +249,7 @@ def test_loaded_modules_go_into_from_pretrained():
         ({"input_ids": None}, TypeError, r"input_ids must be integers of 64 bits, \[P\] or \[1, P\], got None"),
         ({"input_ids": [None]}, TypeError, r"input_ids must be integers .*, got \[None\]"),
         ({"input_ids": {1: 2}}, TypeError, "input_ids must be integers .*, got {1: 2}"),
-        ({"input_ids": "abc"}, TypeError, "input_ids must be integers .*, got 'abc'"),
+        ({"input_ids": "abc"}, TypeError, r"integers .*, got 'abc': decoder.encode\(text\) makes them"),
         ({"input_ids": ["1", "2"]}, TypeError, r"input_ids must be integers .*, got \['1', '2'\]"),
         ({"input_ids": [1, 2**63]}, ValueError, r"input_ids must be integers of 64 bits, .* got \[1, 92"),
         ({"input_ids": [[1], [2, 3]]}, ValueError, r"or \[1, P\], got \[\[1\], \[2, 3\]\]"),
@@ -257,6 +259,8 @@ def test_loaded_modules_go_into_from_pretrained():
         ({"input_ids": [1], "max_new_tokens": 2.5}, TypeError, "max_new_tokens must be an int, got 2.5"),
         ({"input_ids": [1], "temperature": -1.0}, ValueError, "temperature must be at least 0, got -1.0"),
         ({"input_ids": [1], "stop_strings": ["x"]}, ValueError, "stop_strings needs a tokenizer, got none"),
+        ({"input_ids": [1], "stop": ["x"]}, TypeError, "among max_new_tokens, .*, got 'stop': did .* 'stop_strings'"),
+        ({"input_ids": [1], "max_tokens": 3}, TypeError, "got 'max_tokens': did you mean 'max_new_tokens'"),
     ],
 )
 @pytest.mark.parametrize("method", ["generate", "stream", "generate_autoregressive"])
@@ -286,6 +290,38 @@ def test_bad_options_name_the_argument(options, error, message):
     target = tiny_target(seed=1)
     with pytest.raises(error, match=message):
         SpeculativeDecoder(target, tiny_drafter(target, 1), frequent_ids=FREQUENT, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocabulary": "full"}, "options must be among vocab, tree, .*, got 'vocabulary': did you mean 'vocab'"),
+        ({"vocab": "full", "drafter": 1}, "options must be among .*, dtype, .*, got 'drafter'$"),
+        ({"dtypes": "float32"}, "got 'dtypes': did you mean 'dtype'"),
+    ],
+)
+def test_an_option_that_there_is_not_is_refused_before_anything_is_loaded(options, message):
+    for build in (partial(SpeculativeDecoder.from_pretrained, "no/target", "no/draft"), SpeculativeDecoder.from_demo):
+        with pytest.raises(TypeError, match=message):
+            build(**options)
+
+
+def test_a_subclass_may_take_options_of_its_own():
+    class Named(SpeculativeDecoder):
+        def __init__(self, target, drafter, label, vocab="full", tokenizer=None):
+            super().__init__(target, drafter, vocab)
+            self.label = label
+
+    class Open(SpeculativeDecoder):
+        def __init__(self, *args, **options):
+            self.label = options.pop("label")
+            super().__init__(*args, **options)
+
+    model, drafter = tiny_model(seed=3), tiny_drafter(tiny_target(seed=3), 1)
+    for kind in (Named, Open):
+        assert kind.from_pretrained(model, drafter, label="mine").label == "mine"
+    with pytest.raises(TypeError, match="options must be among label, vocab, tokenizer, .*, got 'tree'"):
+        Named.from_pretrained(model, drafter, label="mine", tree=None)
 
 
 def test_a_drafter_of_another_dtype_or_kind_is_refused():

@@ -175,5 +175,7 @@ def test_a_policy_over_another_head_is_refused():
     target = tiny_target(4)
     other = InContextVocab(torch.randn_like(target.head_weight), 20)
     for vocab in (other, PriorVocab(other, SuccessorPrior(VOCAB_SIZE))):
-        with pytest.raises(ValueError, match="vocab must be over the head that drafts"):
+        with pytest.raises(ValueError, match=r"over the head .*, the same tensor .*: decoder.target.head_weight"):
             SpeculativeDecoder(target, tiny_drafter(target, 2), vocab)
+    decoder = SpeculativeDecoder(target, tiny_drafter(target, 2))
+    decoder.with_vocab(InContextVocab(decoder.target.head_weight, 20))

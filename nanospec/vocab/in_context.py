@@ -13,7 +13,13 @@ from nanospec.head_shard import HeadShard, head_shard, whole_head
 from nanospec.locality_tracker import LocalityTracker, VocabChange
 from nanospec.records import DraftVocab, Observation
 from nanospec.vocab.same_head import is_same_head
-from nanospec.vocab.sources import IN_CONTEXT_SOURCES, CandidateSource, gather_candidates, reset_sources
+from nanospec.vocab.sources import (
+    IN_CONTEXT_SOURCES,
+    CandidateSource,
+    checked_sources,
+    gather_candidates,
+    reset_sources,
+)
 
 
 class InContextVocab(nn.Module):
@@ -32,7 +38,8 @@ class InContextVocab(nn.Module):
     isolates requests: none sees what another one's text was made of. The tokens are the target's own either way.
 
     Raises ValueError unless 1 <= capacity <= V, batch_size >= 1, there is a source and keep_between_requests is at
-    least 0, for packed rows of a sharded head, and as `LocalityTracker` for the pinned ids.
+    least 0, for packed rows of a sharded head, and as `LocalityTracker` for the pinned ids; TypeError for a source
+    without `candidates`.
     """
 
     name: str = "in-context"
@@ -52,9 +59,7 @@ class InContextVocab(nn.Module):
         if keep_between_requests < 0:
             raise ValueError(f"keep_between_requests must be at least 0, got {keep_between_requests}")
         self.keep_between_requests = keep_between_requests
-        if not sources:
-            raise ValueError("sources must hold at least one CandidateSource, got none")
-        self.sources = tuple(sources)
+        self.sources = checked_sources(sources)
         if packed and head_shard(head_weight) is not None:
             raise ValueError("packed must be False over a sharded head, whose rows are read where they lie, got True")
         self.head_weight = head_weight.detach()  # a plain attribute: neither saved nor moved with this module

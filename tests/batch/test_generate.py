@@ -176,6 +176,7 @@ def test_settings_hold_where_a_request_has_none_of_its_own():
         ([{"ids": [1]}], ValueError, r"a request must hold input_ids, got \['ids'\]"),
         ([{"input_ids": [1], "max_new_tokens": 0}], ValueError, "max_new_tokens must be at least 1, got 0"),
         ([[1], []], ValueError, "got an empty prompt"),
+        ([{"input_ids": [1], "stop": "x"}], TypeError, "settings must be among .* did you mean 'stop_strings'"),
         ([[1], None, [2]], TypeError, r"input_ids must be integers of 64 bits, \[P\] or \[1, P\], got None"),
     ],
 )

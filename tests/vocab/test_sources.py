@@ -84,6 +84,53 @@ def test_a_vocabulary_without_sources_is_refused():
         InContextVocab(WEIGHT, 9, sources=())
 
 
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ((TextTokens(), WEIGHT), r"objects with candidates\(observation\), got Tensor"),
+        ((TextTokens,), "objects, got the class TextTokens"),
+        (TextTokens(), "a tuple of CandidateSources, got TextTokens"),
+    ],
+)
+def test_what_is_no_source_is_refused_when_the_vocabulary_is_made(sources, message):
+    with pytest.raises(TypeError, match=message):
+        InContextVocab(WEIGHT, 9, sources=sources)
+
+
+class Returns:
+    """Returns what it was given, whatever that is."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def candidates(self, observation: Observation) -> object:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (torch.tensor([1, 2]), ValueError, r"got shape \(2,\)"),
+        (torch.tensor([[1], [2]]), ValueError, r"got shape \(2, 1\)"),
+        (torch.tensor([[1.0, 2.0]]), TypeError, r"got torch.float32 of shape \(1, 2\)"),
+        (torch.tensor([[True]]), TypeError, "got torch.bool"),
+        ([[1, 2]], TypeError, "got list"),
+        (None, TypeError, "got NoneType"),
+    ],
+)
+def test_a_source_that_returns_anything_but_ids_of_all_sequences_is_named(value, error, message):
+    vocab = InContextVocab(WEIGHT, 9, sources=(TextTokens(), Returns(value)))
+    with pytest.raises(error, match=rf"candidates of Returns must be int64 \[B, m\] with B = 1, {message}"):
+        vocab.learn(SEEN)
+
+
+def test_a_source_may_propose_nothing_or_ids_of_no_token():
+    for value in (torch.empty(1, 0, dtype=torch.int64), torch.tensor([[-1, 30, -7, 2**40]])):
+        vocab = InContextVocab(WEIGHT, 9, sources=(TextTokens(), Returns(value)))
+        vocab.learn(SEEN)
+        assert active_ids(vocab) == {1, 2}
+
+
 def test_inside_a_reduced_vocabulary_sources_speak_of_the_targets_ids():
     ids = torch.tensor([2, 3, 12, 21, 29])
     vocab = ReducedVocab(InContextVocab(WEIGHT[:5], 5, sources=(TextTokens(), Shifted(1))), ids, 30)
