@@ -48,13 +48,13 @@ class Conversation:
         self._beginning: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[Message] = list(self._beginning)
         self._prefix_cache = PrefixCache()
-        self._reads: list[_Read] = []
+        self._turns: list[list[_Read]] = []  # what had been read when each answer ended
         self._answer: Answer | None = None
 
     @property
     def num_tokens(self) -> int:
         """Of the text so far, the last answer included; the target's context window bounds it."""
-        return len(self._reads[-1].ids) if self._reads else 0
+        return len(self._turns[-1][-1].ids) if self._turns else 0
 
     def ask(self, text: str, **settings: Any) -> Answer:
         """The answer to `text`, piece by piece; settings as of `SpeculativeDecoder.generate`.
@@ -67,26 +67,24 @@ class Conversation:
         if not text:
             raise ValueError("text must not be empty, got ''")
         self._leave_answer()
-        return self._begin_answer([*self.messages, {"role": "user", "content": text}], settings)
+        return self._begin_answer([*self.messages, {"role": "user", "content": text}], len(self._turns), settings)
 
     def regenerate(self, **settings: Any) -> Answer:
         """Another answer in place of the last one. Raises ValueError if there is none, and as `ask`."""
         self._leave_answer()
         self._check_answered()
-        return self._begin_answer(self.messages[:-1], settings)
+        return self._begin_answer(self.messages[:-1], max(0, len(self._turns) - 1), settings)
 
     def undo(self) -> None:
         """Take back the last answer and what was asked. Raises ValueError if there is none."""
         self._leave_answer()
         self._check_answered()
-        asked = render_messages(self._tokenizer, self.messages[:-1])
-        self._reads = [read for read in self._reads if asked.startswith(read.text) and asked != read.text]
-        self.messages = self.messages[:-2]
+        self.messages, self._turns = self.messages[:-2], self._turns[:-1]
 
     def reset(self) -> None:
         """Begin anew, after the system message."""
         self._leave_answer()
-        self.messages, self._reads = list(self._beginning), []
+        self.messages, self._turns = list(self._beginning), []
         self._prefix_cache.clear()
 
     def _check_answered(self) -> None:
@@ -97,9 +95,10 @@ class Conversation:
         if self._answer is not None:
             self._answer.close()
 
-    def _begin_answer(self, messages: list[Message], settings: dict[str, Any]) -> Answer:
+    def _begin_answer(self, messages: list[Message], num_turns: int, settings: dict[str, Any]) -> Answer:
+        """The answer to `messages`, after `num_turns` earlier ones."""
         text = render_messages(self._tokenizer, messages)
-        reads = [read for read in self._reads if text.startswith(read.text)]
+        reads = [read for read in (self._turns[-1] if self._turns else []) if text.startswith(read.text)]
         asked = _Read(text, self._encode(text, reads))
         window = self.decoder.target.context_window
         if len(asked.ids) >= window:
@@ -108,23 +107,31 @@ class Conversation:
                 "undo takes back its last turn, reset begins anew"
             )
         pieces = self.decoder.stream(asked.ids, prefix_cache=self._prefix_cache, **settings)
-        self._answer = self._take(messages, [*(read for read in reads if read.text != text), asked], pieces)
+        reads = [*(read for read in reads if read.text != text), asked]
+        self._answer = self._take(messages, self._turns[:num_turns], reads, pieces)
         return self._answer
 
     def _encode(self, text: str, reads: list[_Read]) -> list[int]:
-        """Ids of a text: those read before for the longest of its beginnings, unless the rest is another text then."""
+        """Ids of a text: those read before for the longest of its beginnings with which the whole is the same text."""
         plain = encode_rendered(self._tokenizer, text)
-        read = max(reads, key=lambda read: len(read.text), default=None)
-        if read is None:
-            return plain
-        rest = text[len(read.text) :]
-        ids = [*read.ids, *(self._tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else [])]
-        return ids if self._decode(ids) == self._decode(plain) else plain
+        decoded = self._decode(plain) if reads else ""
+        for read in sorted(reads, key=lambda read: len(read.text), reverse=True):
+            rest = text[len(read.text) :]
+            ids = [*read.ids, *(self._tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else [])]
+            if self._decode(ids) == decoded:
+                return ids
+        return plain
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
-    def _take(self, messages: list[Message], reads: list[_Read], pieces: Iterator[StreamPiece]) -> Answer:
+    def _take(
+        self,
+        messages: list[Message],
+        turns: list[list[_Read]],
+        reads: list[_Read],
+        pieces: Iterator[StreamPiece],
+    ) -> Answer:
         said: list[StreamPiece] = []
         try:
             for piece in pieces:
@@ -132,7 +139,7 @@ class Conversation:
                 yield piece
         finally:
             if said:
-                self._reads = [*reads, *self._answered(reads[-1], said)]
+                self._turns = [*turns, [*reads, *self._answered(reads[-1], said)]]
                 self.messages = [*messages, {"role": "assistant", "content": "".join(piece.text for piece in said)}]
 
     def _answered(self, asked: _Read, said: list[StreamPiece]) -> list[_Read]:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nanospec.kv_cache import KVCache
 
 
 class CacheHolder(NamedTuple):
     """Whose text lies in the caches; once anything here is another, what was kept is nobody's any more.
 
-    turn     the target's count of requests
+    cache    of the target: two targets over one model have one each
+    turn     its count of requests
     marker   of the loop that used the drafter last
     weights  that made the keys and values: where they lie, and how often they were written to
     num_top  best ids of the target that are kept beside every token
     """
 
+    cache: ReferenceType[KVCache]
     turn: int
     marker: object
     weights: tuple[Hashable, ...]
@@ -52,6 +58,7 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self.holder: CacheHolder | None = None
+        self.owner: object = None  # of the one request whose steps are noted here, until another takes its place
         self._first_id = -1
         self._parts: list[_Part] = []  # grows by one append per step, which an interrupt cannot split
 
@@ -60,8 +67,8 @@ class PrefixCache:
         return sum(len(part.next_ids) for part in self._parts)
 
     def clear(self) -> None:
-        """Forget the text: the next request reads all of its own."""
-        self.holder, self._parts = None, []
+        """Forget the text: the next request reads all of its own. One that still runs leaves nothing."""
+        self.holder, self.owner, self._parts = None, None, []
 
     def num_shared(self, token_ids: Sequence[int]) -> int:
         """Positions that a text of these tokens need not read again: where it and the token after it are the same.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -192,7 +192,7 @@ class SpeculativeLoop:
             if num_held == 0 and isinstance(self.drafter, TakesFirstToken):
                 self.drafter.begin(input_ids[:, :1])
             state = self.drafter.extend(following[:, num_held:], prefill.features)
-            if self.prefix is not None:
+            if self.prefix is not None and self.prefix.owner is self.marker:
                 self.prefix.begin(int(input_ids[0, 0]), following[0].tolist(), top_ids)
             self.num_active = int(self.vocab.select(None).count.max())
             if self.seen is not None:
@@ -208,22 +208,34 @@ class SpeculativeLoop:
     def _take_caches(self, capacity: int) -> int:
         """The caches are this request's from now on, with room for `capacity` tokens. Returns how many tokens of its
         prompt they hold already."""
-        target, drafter, prefix, num_held = self.target, self.drafter, self.prefix, 0
+        prefix = self.prefix
         if prefix is not None:
             prompt = self.request.input_ids[0].tolist()
-            prefix.cut(prefix.num_shared(prompt) if prefix.holder == self._holder() else 0)
-            if len(prefix) and isinstance(drafter, Resumable):
-                num_held = drafter.resume(len(prefix), capacity)
-            prefix.cut(num_held)
-        if num_held:
-            self.turn = target.resume(num_held, capacity)
-        else:
-            self.turn = target.reset(capacity)
-            drafter.reset(capacity)
-        for part in _parts_of(drafter):
+            num_shared = prefix.num_shared(prompt) if prefix.holder == self._holder() else 0
+            # Before anything is cut: whose text this was notes no more, and an error below leaves text of nobody.
+            prefix.owner, prefix.holder = self.marker, None
+            prefix.cut(num_shared)
+        for part in _parts_of(self.drafter):
             _last_users[part] = self.marker
+        num_held = 0 if prefix is None else self._resume(len(prefix), capacity)
+        if num_held == 0:
+            self.turn = self.target.reset(capacity)
+            self.drafter.reset(capacity)
         if prefix is not None:
+            prefix.cut(num_held)
             prefix.holder = self._holder()
+        return num_held
+
+    def _resume(self, num_tokens: int, capacity: int) -> int:
+        """How many of the first `num_tokens` positions stay in both caches, with room for `capacity`; 0: reset them."""
+        if not num_tokens or not isinstance(self.drafter, Resumable):
+            return 0
+        try:
+            num_held = self.drafter.resume(num_tokens, capacity)
+            if num_held:
+                self.turn = self.target.resume(num_held, capacity)
+        except (MemoryError, torch.OutOfMemoryError):  # no room for a larger cache beside the old one
+            return 0
         return num_held
 
     def _holder(self) -> CacheHolder:
@@ -231,6 +243,7 @@ class SpeculativeLoop:
         models = self.target.model, model_of(self.drafter)
         users = {_last_users.get(part) for part in _parts_of(self.drafter)}
         return CacheHolder(
+            ref(self.target.cache),
             self.target.cache.num_resets,
             users.pop() if len(users) == 1 else None,
             weight_state(*models),
@@ -239,7 +252,7 @@ class SpeculativeLoop:
 
     def _note_read(self, outcome: StepOutcome, top_ids: Tensor, verdict: Verdict) -> None:
         """Target and drafter have taken in the accepted path of a step; top_ids int64 [1, T, k] at the nodes."""
-        if self.prefix is not None:
+        if self.prefix is not None and self.prefix.owner is self.marker:
             path = verdict.accepted_pos[0, : outcome.num_accepted]
             self.prefix.append(outcome.token_ids, top_ids[0, :, : self._num_observed].index_select(0, path))
 

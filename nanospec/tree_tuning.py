@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nanospec.drafters.drafter import deepest_tree
-from nanospec.one_thread import one_thread
+from nanospec.one_thread import run_alone
 from nanospec.records import DraftTree, Verdict
 from nanospec.tree_growers import model_of
 from nanospec.tree_layout import ancestor_mask, node_depth
@@ -145,9 +145,12 @@ def _verify_seconds(decoder: SpeculativeDecoder, num_nodes: int) -> float:
     """Best wall time of a target pass over `num_nodes` nodes behind the context that the cache holds."""
     target = decoder.target
     tree = flat_tree(1, num_nodes, target.device)
-    with one_thread(target):
+
+    def measure() -> float:
         target.cache.grow(target.cache.length + num_nodes)  # another thread may have begun a request meanwhile
         return best_seconds(lambda: target.judge(tree, decoder.num_top), target.device)
+
+    return run_alone(measure, target)
 
 
 def flat_tree(batch_size: int, num_nodes: int, device: torch.device) -> DraftTree:

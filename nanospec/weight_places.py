@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from itertools import count
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.weak import WeakIdKeyDictionary
 
 # What a layer of peft keeps beside its weights, and branches on in Python: a capture holds one branch for ever.
 ADAPTER_STATE = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
+_serials, _next_serial = WeakIdKeyDictionary(), count()
 
 
 def weight_places(*models: object) -> tuple[Hashable, ...]:
@@ -23,8 +26,8 @@ def weight_places(*models: object) -> tuple[Hashable, ...]:
 def weight_state(*models: object) -> tuple[Hashable, ...]:
     """As `weight_places`, and equal only as long as nothing was written into a weight in place.
 
-    That is as far as torch counts: not what goes through `.data`, nor what becomes of tensors made in inference mode.
-    Buffers that no checkpoint holds are left out: longrope makes its frequencies anew in every pass.
+    That is as far as torch counts: not numbers written through `.data`, nor what becomes of tensors made in inference
+    mode. Frequencies of longrope, which every pass makes anew, are left out, but not the module that makes them.
     """
     return tuple(_state(model) for model in models if isinstance(model, nn.Module))
 
@@ -41,13 +44,28 @@ def _places(model: nn.Module) -> tuple[Hashable, ...]:
 def _state(model: nn.Module) -> tuple[Hashable, ...]:
     state: list[Hashable] = []
     for module in model.modules():
-        transient = module._non_persistent_buffers_set
-        buffers = (buffer for name, buffer in module._buffers.items() if name not in transient)
+        rewritten: set[str] = set()
+        if "longrope" in str(vars(module).get("rope_type")):  # of all layers, or by their type
+            rewritten = module._non_persistent_buffers_set
+            state.append(_serial(module))
+        buffers = (buffer for name, buffer in module._buffers.items() if name not in rewritten)
         for tensor in (*module._parameters.values(), *buffers):
-            if tensor is not None:
-                state += [*_tensor_places(tensor), 0 if tensor.is_inference() else tensor._version]
+            state += [] if tensor is None else _tensor_state(tensor)
         state += _adapter_state(module)
     return tuple(state)
+
+
+def _tensor_state(tensor: Tensor) -> Iterator[Hashable]:
+    yield from _tensor_places(tensor)
+    yield 0 if tensor.is_inference() else tensor._version
+    yield _serial(tensor)
+    for part in _plain_parts(tensor):
+        yield _serial(part.untyped_storage())  # another one where `.data` or a cast puts new memory under a tensor
+
+
+def _serial(thing: object) -> int:
+    """A number that no other object ever has: an address has a new owner soon after the old one is gone."""
+    return _serials.setdefault(thing, next(_next_serial))
 
 
 def _adapter_state(module: nn.Module) -> list[Hashable]:
@@ -55,9 +73,14 @@ def _adapter_state(module: nn.Module) -> list[Hashable]:
 
 
 def _tensor_places(tensor: Tensor) -> Iterator[Hashable]:
-    """Of what it is made of, for a tensor that is a shell around others: quantised or distributed ones."""
+    for part in _plain_parts(tensor):
+        yield part.data_ptr(), part.dtype, tuple(part.shape), part.stride()
+
+
+def _plain_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """What it is made of, for a tensor that is a shell around others: quantised or distributed ones."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _tensor_places(getattr(tensor, name))
+            yield from _plain_parts(getattr(tensor, name))
     else:
-        yield tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+        yield tensor

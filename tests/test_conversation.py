@@ -174,6 +174,38 @@ def test_another_answer_takes_the_place_of_the_last_and_reads_one_token():
     assert said(conversation.regenerate(max_new_tokens=9, temperature=2.0, seed=1)) == first
 
 
+def test_what_an_answer_cannot_keep_costs_no_earlier_answer_its_tokens():
+    """After a stop string within a token the last answer is read anew; the first stays as it was said."""
+    decoder = chatting_decoder()
+    given_ids, conversation = asked_ids(decoder), Conversation(decoder)
+    first = said(conversation.ask("Why?", max_new_tokens=12, temperature=2.0, seed=1))
+    said(conversation.ask("How?", max_new_tokens=12))
+    stop = conversation.messages[-1]["content"][3:5]
+    said(conversation.regenerate(max_new_tokens=12, stop_strings=[stop]))
+    reads = conversation._turns[-1]
+    assert decoder.tokenizer.decode(reads[-1].ids) != reads[-1].text, "the answer keeps its tokens: this shows nothing"
+    said(conversation.ask("When?", max_new_tokens=4))
+    held = [*given_ids[0], *first]
+    assert encode_rendered(decoder.tokenizer, decoder.tokenizer.decode(held)) != held, "so is it read anew as well"
+    assert given_ids[-1][: len(held)] == held
+    assert decoder.last_stats.cached_tokens >= len(given_ids[1]) - DEPTH - 2
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_is_taken_back_leaves_what_was_held_before(template):
+    conversation = Conversation(chatting_decoder(TEMPLATES[template]))
+    held = []
+    for question in ("Why?", "How?", "When?"):
+        held.append((conversation.num_tokens, list(conversation.messages)))
+        said(conversation.ask(question, max_new_tokens=5))
+        said(conversation.regenerate(max_new_tokens=20, temperature=2.0, seed=1))
+    first = conversation.messages[1]["content"]
+    assert template != "upper" or first.upper() != first, "this shows nothing"
+    for before in reversed(held):
+        conversation.undo()
+        assert (conversation.num_tokens, conversation.messages) == before
+
+
 def test_what_is_taken_back_leaves_no_trace():
     decoder, other = chatting_decoder(), chatting_decoder()
     given_ids, conversation = asked_ids(decoder), Conversation(decoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from nanospec import SpeculativeDecoder, TreeShape, tree_tuning
 from nanospec.drafters.joined_drafter import join_prompt_lookup
-from nanospec.one_thread import one_thread, steps_of_one_thread
+from nanospec.one_thread import run_alone, steps_of_one_thread
 from tests.tiny_pair import tiny_drafter, tiny_target
 
 
@@ -116,20 +117,58 @@ def test_drafters_that_share_a_part_are_one():
     assert "a EagleDrafter works for one thread at a time" in said[0]
 
 
-def test_what_is_held_is_free_again_after_an_error_and_between_steps():
-    class Owner:
-        pass
+class Owner:
+    pass
 
+
+def test_what_is_held_is_free_again_after_an_error_and_between_steps():
     first, second = Owner(), Owner()
-    with pytest.raises(KeyError), one_thread(first, second, first):
+
+    def fails():
         raise KeyError
+
+    with pytest.raises(KeyError):
+        run_alone(fails, first, second, first)
     steps = steps_of_one_thread(iter([1, 2]), first)
     assert next(steps) == 1
-    with one_thread(first, second):
-        pass
-    with one_thread(second):
-        with pytest.raises(RuntimeError, match="a Owner works for one thread"), one_thread(first, second):
-            pass
-        with one_thread(first):  # what was taken before the refusal is given back
-            pass
+    assert run_alone(lambda: 3, first, second) == 3
+
+    def refused_within():
+        with pytest.raises(RuntimeError, match="a Owner works for one thread"):
+            run_alone(lambda: 4, first, second)
+        return run_alone(lambda: 5, first)  # what comes before the refusal is not taken
+
+    assert run_alone(refused_within, second) == 5
     assert list(steps) == [2]
+
+
+def interrupted_at(number: int, call) -> BaseException | None:
+    """A KeyboardInterrupt raised at one of the points where Python looks for signals: where one of its functions begins
+    and where a built-in one has returned. None if `call` passes fewer of them."""
+    num_passed = 0
+
+    def count(frame, event, argument) -> None:
+        nonlocal num_passed
+        num_passed += event in ("call", "c_return")
+        if num_passed == number:
+            raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(count)
+        call()
+    except KeyboardInterrupt as error:
+        return error
+    finally:
+        sys.setprofile(None)
+    return None
+
+
+def test_after_an_interrupt_anywhere_every_thread_may_come_in():
+    errors: list[BaseException | None] = []  # as an interactive session keeps the last one, frames and all
+    while not errors or errors[-1] is not None:
+        first, second = Owner(), Owner()
+        steps = steps_of_one_thread(iter([1, 2]), first, second)
+        errors.append(interrupted_at(len(errors) + 1, lambda steps=steps: list(steps)))
+        assert run_alone(lambda: 3, first, second) == 3
+        assert in_another_thread(lambda owners=(first, second): run_alone(lambda: 4, *owners)) == [4]
+    assert len(errors) > 20

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 from nanospec.weight_places import weight_places, weight_state
+from tests.tiny_families import FAMILIES, family_model
 from tests.tiny_pair import tiny_model
 
 
@@ -90,6 +94,19 @@ def test_what_is_no_module_has_no_weights():
     assert weight_places(object(), nn.Identity()) == weight_state(object(), nn.Identity()) == ((),)
 
 
+def cast_there_and_back(model):
+    model.float()
+    model.double()
+
+
+def replace_the_rotary_embedding(model):
+    model.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
+
+
+def write_a_buffer(model):
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+
+
 def write_a_weight(model):
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
@@ -99,7 +116,10 @@ def load_weights(model):
     model.load_state_dict(model.state_dict())
 
 
-@pytest.mark.parametrize("change", [replace_a_weight, cast_a_weight, add_an_adapter, write_a_weight, load_weights])
+CHANGES = [replace_a_weight, cast_a_weight, cast_there_and_back, add_an_adapter, write_a_weight, load_weights]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, replace_a_buffer, replace_the_rotary_embedding, write_a_buffer])
 def test_other_weights_and_numbers_written_into_them_are_another_state(change):
     model = tiny_model(3)
     before = weight_state(model)
@@ -108,11 +128,30 @@ def test_other_weights_and_numbers_written_into_them_are_another_state(change):
     assert weight_state(model) != before
 
 
-def test_a_buffer_that_no_checkpoint_holds_is_no_weight():
-    model = tiny_model(3)
+def test_a_weight_at_the_address_of_an_earlier_one_is_another_state():
+    model, memory = nn.Linear(8, 8, bias=False), np.ones((8, 8), np.float32)
+    model.weight = nn.Parameter(torch.from_numpy(memory))
+    place, before = weight_places(model), weight_state(model)
+    model.weight = nn.Parameter(torch.from_numpy(2 * memory))
+    memory *= 3
+    model.weight = nn.Parameter(torch.from_numpy(memory))
+    assert weight_places(model) == place
+    assert weight_state(model) != before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_leaves_the_state_as_it_was(family):
+    model = family_model(family)
     before = weight_state(model)
-    replace_a_buffer(model)
+    model(input_ids=torch.tensor([[3, 1, 4]]))
     assert weight_state(model) == before
+
+
+def test_another_rotary_embedding_of_longrope_is_another_state():
+    model = family_model("phi3-longrope")
+    before = weight_state(model)
+    replace_the_rotary_embedding(model)
+    assert weight_state(model) != before
 
 
 def test_the_state_of_a_weight_made_in_inference_mode_can_be_told():

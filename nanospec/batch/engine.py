@@ -7,8 +7,7 @@ rows, without gaps, and the next request that waits takes the row behind them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,7 @@ from nanospec.batch.row_choice import RowChoice
 from nanospec.batch.rows import BatchRows
 from nanospec.batch.step import BatchStep
 from nanospec.drafters.eagle import EagleDrafter
-from nanospec.one_thread import one_thread
+from nanospec.one_thread import alone
 from nanospec.request import Request
 from nanospec.result import GenerationResult, OutputCutter, StreamPiece
 from nanospec.speculation import WIDTH_MULTIPLE, SpeculativeLoop
@@ -142,43 +141,46 @@ class BatchEngine:
         """Requests that wait for one."""
         return len(self._waiting)
 
+    @alone
     def submit(self, input_ids: Any, **settings: Any) -> int:
         """Queue a request, as of `SpeculativeDecoder.generate`; its handle. The next `step` with a free row begins it.
 
         Raises what `generate` raises for the request.
         """
-        with self._alone():
-            request = self._prepare(input_ids, **settings)
-            self._num_submitted += 1
-            self._waiting.append((self._num_submitted, request))
-            return self._num_submitted
+        self._check_ready()
+        request = self._prepare(input_ids, **settings)
+        self._num_submitted += 1
+        self._waiting.append((self._num_submitted, request))
+        return self._num_submitted
 
+    @alone
     def cancel(self, handle: int) -> None:
         """Drop a request, running or waiting; its row is free at once.
 
         Raises ValueError for a handle that is neither: never given, finished or cancelled before.
         """
-        with self._alone():
-            for row, running in enumerate(self._running):
-                if running.handle == handle:
-                    self._free(row)
-                    return
-            for entry in self._waiting:
-                if entry[0] == handle:
-                    self._waiting.remove(entry)
-                    return
-            raise ValueError(f"handle must be of a request that runs or waits, got {handle!r}")
+        self._check_ready()
+        for row, running in enumerate(self._running):
+            if running.handle == handle:
+                self._free(row)
+                return
+        for entry in self._waiting:
+            if entry[0] == handle:
+                self._waiting.remove(entry)
+                return
+        raise ValueError(f"handle must be of a request that runs or waits, got {handle!r}")
 
+    @alone
     def close(self) -> None:
         """Drop all requests and all memory; further calls raise RuntimeError."""
-        with self._alone(must_be_ready=False):
-            self._waiting.clear()
-            self._running.clear()
-            self._state = "closed"
-            for part in ("_rows", "_step", "_prompt_target", "_prompt_drafter", "_choice"):
-                self.__dict__.pop(part, None)
+        self._waiting.clear()
+        self._running.clear()
+        self._state = "closed"
+        for part in ("_rows", "_step", "_prompt_target", "_prompt_drafter", "_choice"):
+            self.__dict__.pop(part, None)
 
     @torch.inference_mode()
+    @alone
     def step(self) -> list[BatchPiece]:
         """Begin what waits, as far as rows are free, then one decoding step of all rows; what it brought, by request.
 
@@ -187,18 +189,18 @@ class BatchEngine:
         Raises MemoryError, on CUDA torch.OutOfMemoryError, if caches cannot grow for what waits: nothing has changed,
         and the rest goes on once the request is cancelled. Memory that a pass itself lacks tears the engine.
         """
-        with self._alone():
-            entering = list(islice(self._waiting, self.max_batch - self.num_running))
-            self._reserve([request for _, request in entering])
-            self._state = "torn"  # until all of it is done
-            pieces = []
-            for handle, request in entering:
-                self._waiting.popleft()
-                pieces.append(self._begin(handle, request))
-            if self._running:
-                pieces += self._decode()
-            self._state = "ready"
-            return pieces
+        self._check_ready()
+        entering = list(islice(self._waiting, self.max_batch - self.num_running))
+        self._reserve([request for _, request in entering])
+        self._state = "torn"  # until all of it is done
+        pieces = []
+        for handle, request in entering:
+            self._waiting.popleft()
+            pieces.append(self._begin(handle, request))
+        if self._running:
+            pieces += self._decode()
+        self._state = "ready"
+        return pieces
 
     def _reserve(self, entering: list[Request]) -> None:
         """Room in all caches: in the rows' to the end of each request, in those that read prompts for the longest."""
@@ -295,9 +297,6 @@ class BatchEngine:
         self._running.pop()
         self._choice = None
 
-    @contextmanager
-    def _alone(self, must_be_ready: bool = True) -> Iterator[None]:
-        with one_thread(self):
-            if must_be_ready and self._state != "ready":
-                raise RuntimeError(CLOSED if self._state == "closed" else TORN)
-            yield
+    def _check_ready(self) -> None:
+        if self._state != "ready":
+            raise RuntimeError(CLOSED if self._state == "closed" else TORN)

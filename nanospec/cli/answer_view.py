@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
+from unicodedata import category
 
 import typer
 from rich.console import Console, Group
@@ -16,6 +17,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from nanospec.stats import GenerationStats
 
+# Control characters, surrogates, private use, what is no character yet, separators of lines and of paragraphs.
+UNSHOWN = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
+BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 MIN_SECONDS = 0.05  # between two pictures of a terminal
 NUM_ROWS_BELOW = 3  # of the terminal that the unfinished line leaves free
 
@@ -110,5 +114,10 @@ def chat_figures(stats: GenerationStats) -> str:
 
 
 def printable_text(text: str) -> str:
-    """What a model says, for a terminal: control characters, which could move its cursor, become question marks."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
+    """What a model says, for a terminal: what moves its cursor or turns its lines around becomes a question mark."""
+    return "".join(character if is_harmless(character) else "?" for character in text)
+
+
+def is_harmless(character: str) -> bool:
+    """Spaces of all widths are, and joiners, which emoji and several scripts are written with."""
+    return character in "\n\t" or not (character in BIDI_CONTROLS or category(character) in UNSHOWN)

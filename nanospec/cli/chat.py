@@ -101,8 +101,9 @@ def greeting(decoder: SpeculativeDecoder) -> str:
     )
 
 
-def typed_lines() -> Iterator[str]:
-    """Lines from a terminal, to be edited where Python has readline, until Ctrl-D; Ctrl-C drops the line begun."""
+def typed_lines() -> Iterator[str | None]:
+    """Lines from a terminal, to be edited where Python has readline, until Ctrl-D. Ctrl-C and Ctrl-D drop what was
+    begun: the line, and by a None the lines that it goes on from."""
     with suppress(ImportError):
         importlib.import_module("readline")  # `input` uses it once it is there
     while True:
@@ -110,6 +111,8 @@ def typed_lines() -> Iterator[str]:
             yield input(PROMPT if sys.stdout.isatty() else "")
         except KeyboardInterrupt:
             typer.echo()
+            yield None
         except EOFError:
             typer.echo()
+            yield None
             return

@@ -60,14 +60,16 @@ class ChatLoop:
             "/exit": ("leave, as Ctrl-D does", lambda: False),
         }
 
-    def run(self, lines: Iterable[str]) -> None:
-        """Take lines until they end or one of them is /exit; a line that ends in a backslash goes on in the next."""
+    def run(self, lines: Iterable[str | None]) -> None:
+        """Take lines, as `joined_lines` does, until they end or one of them is /exit."""
         for message in joined_lines(lines):
             if message.strip() and not self._take(message):
                 return
 
     def _take(self, message: str) -> bool:
         """Whether the chat goes on after this message."""
+        from torch import OutOfMemoryError  # of a GPU; there by now, and --help does without
+
         try:
             if not message.startswith(COMMAND):
                 return self._answer(lambda settings: self.conversation.ask(message, **settings))
@@ -75,7 +77,7 @@ class ChatLoop:
             if name not in self._commands:
                 raise ValueError(f"a command must be one of {', '.join(self._commands)}, got {name!r}")
             return self._commands[name][1]()
-        except (ValueError, TypeError, NotImplementedError, MemoryError, KeyboardInterrupt) as error:
+        except (ValueError, TypeError, NotImplementedError, MemoryError, OutOfMemoryError, KeyboardInterrupt) as error:
             if not self.keeps_going:
                 raise
             is_stopped = isinstance(error, KeyboardInterrupt)
@@ -138,11 +140,16 @@ class ChatLoop:
         return True
 
 
-def joined_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Messages: a line that ends in a backslash is joined with the next. Example: "a\\", "b", "c" give "a\\nb", "c"."""
+def joined_lines(lines: Iterable[str | None]) -> Iterator[str]:
+    """Messages: a line that ends in a backslash is joined with the next. None drops the message begun.
+
+    Example: "a\\", "b", "c\\", None, "d" give "a\\nb", "d".
+    """
     held: list[str] = []
     for line in lines:
-        if line.endswith(CONTINUED):
+        if line is None:
+            held.clear()
+        elif line.endswith(CONTINUED):
             held.append(line.removesuffix(CONTINUED))
         else:
             yield "\n".join([*held, line])

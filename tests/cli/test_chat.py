@@ -7,11 +7,12 @@ import io
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from nanospec import Conversation, SpeculativeDecoder
-from nanospec.cli.answer_view import LiveView, chat_figures
+from nanospec.cli.answer_view import LiveView, chat_figures, printable_text
 from nanospec.cli.chat import PROMPT, greeting, typed_lines
 from nanospec.cli.chat_loop import ChatLoop, joined_lines
 from nanospec.cli.main import app
@@ -125,6 +126,21 @@ def test_in_a_terminal_what_is_wrong_is_said_and_the_chat_goes_on(decoder):
     assert "1 answers, 12 tokens, " in shown
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_without_memory_for_an_answer_the_chat_goes_on(decoder, monkeypatch, error):
+    loop, screen = live_chat(decoder)
+
+    def refuse(*arguments):
+        raise error("none left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.target, "prefill", refuse)
+        loop.run(["Why?"])
+    assert "error: none left" in screen.getvalue()
+    loop.run(["How?"])
+    assert [message["content"] for message in loop.conversation.messages[::2]] == ["How?"]
+
+
 def test_an_answer_that_fills_the_context_window_says_so(decoder):
     loop, screen = live_chat(decoder, max_new_tokens=300)
     loop.run(["x" * 230])
@@ -179,6 +195,7 @@ def test_what_was_shown_of_an_answer_stays_when_it_is_interrupted():
 
 def test_messages_are_lines_joined_where_one_ends_in_a_backslash():
     assert list(joined_lines(["a\\", "b", "c", "d\\"])) == ["a\nb", "c", "d"]
+    assert list(joined_lines(["a\\", None, "b", "c\\", None])) == ["b"]
 
 
 def test_typed_lines_end_with_the_end_of_the_input_and_an_interrupt_drops_one(monkeypatch, capsys):
@@ -193,12 +210,41 @@ def test_typed_lines_end_with_the_end_of_the_input_and_an_interrupt_drops_one(mo
 
     asked: list[str] = []
     monkeypatch.setattr(builtins, "input", typed)
-    assert list(typed_lines()) == ["one", "two"]
+    assert list(typed_lines()) == ["one", None, "two", None]
     assert asked == [""] * 4
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True, write=lambda text: 0, flush=lambda: None))
     events = iter([EOFError()])
-    assert list(typed_lines()) == []
+    assert list(typed_lines()) == [None]
     assert asked[-1] == PROMPT
+
+
+@pytest.mark.parametrize(("key", "messages"), [(KeyboardInterrupt, ["hello"]), (EOFError, [])])
+def test_ctrl_c_and_ctrl_d_drop_a_message_that_goes_on(monkeypatch, key, messages):
+    events = iter(["a draft\\", key(), "hello", EOFError()])
+
+    def typed(prompt: str) -> str:
+        event = next(events)
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    monkeypatch.setattr(builtins, "input", typed)
+    assert list(joined_lines(typed_lines())) == messages
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("你好\u3000世界 10\u202f000\u00a0km", None),
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467 می\u200cخواهم \u2764\ufe0f", None),
+        ("a\tb\nc", None),
+        ("\x1b[2J\r\x08\x9b", "?[2J???"),
+        ("a\u202eb\u2066c\u200f", "a?b?c?"),
+        ("\u2028\u2029\ue000\ud800\uffff", "?????"),
+    ],
+)
+def test_text_of_every_script_is_shown_as_it_is_and_what_moves_a_cursor_is_not(text, shown):
+    assert printable_text(text) == (text if shown is None else shown)
 
 
 def test_the_greeting_says_what_drafts_and_how_to_leave(decoder):
