@@ -18,6 +18,8 @@ from nanospec.cli.options import (
     DtypeOption,
     JsonOption,
     TargetOption,
+    TopKOption,
+    TopPOption,
     load_decoder,
 )
 from nanospec.cli.progress import amount_bar, busy
@@ -80,8 +82,8 @@ def calibrate(
     limit: Annotated[int | None, typer.Option(help="Generate from the first prompts only.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate per prompt.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 generates greedily.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 1.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
     seed: Annotated[int, typer.Option(help="Of the first prompt; every further one has the next.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,

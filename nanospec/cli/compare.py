@@ -35,6 +35,7 @@ from nanospec.cli.options import (
     LookupOption,
     NumTopOption,
     TargetOption,
+    TemperatureOption,
     TreeOption,
     load_decoder,
 )
@@ -69,7 +70,7 @@ def compare(
         ),
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Decode to max-new-tokens whatever comes.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
+    temperature: TemperatureOption = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampled text; the same in every row.")] = 0,
     target: TargetOption = None,
     draft: DraftOption = None,

@@ -19,6 +19,7 @@ from nanospec.cli.options import (
     LookupOption,
     NumTopOption,
     TargetOption,
+    TemperatureOption,
     TreeOption,
     load_decoder,
 )
@@ -33,7 +34,7 @@ def explain(
     lookup: LookupOption = False,
     vocab: Annotated[str, typer.Option(metavar=VOCAB_METAVAR, help="Vocabulary to draft from.")] = "in-context",
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 decodes greedily.")] = 0.0,
+    temperature: TemperatureOption = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
     tree: TreeOption = None,
     num_top: NumTopOption = None,

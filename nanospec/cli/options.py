@@ -47,6 +47,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DebugOption = Annotated[bool, typer.Option("--debug", envvar="NANOSPEC_DEBUG", help="Show the traceback of an error.")]
 
 
+TemperatureOption = Annotated[float, typer.Option(help="0 decodes greedily.")]
+TopKOption = Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: from all.")]
+TopPOption = Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")]
+MinPOption = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")]
+RepetitionPenaltyOption = Annotated[float, typer.Option(help="Above 1 makes tokens seen before less likely.")]
+AcceptanceOption = Annotated[
+    str, typer.Option(metavar="exact|typical", help="typical is lossy: keeps any likely drafted token.")
+]
 NumTopOption = Annotated[
     int | None,
     typer.Option(help="Suggestions of the target per position that enter an in-context vocabulary. Default: 16."),
