@@ -121,8 +121,14 @@ def children_of(
     if raise_scores is not None:
         logits = raise_scores(logits, token_ids)
     draft_pos, score = best_children(logits, branching)
-    ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, draft_pos.flatten(1)).view_as(draft_pos)
-    return ids, score
+    return ids_at(vocab.draft_ids, draft_pos), score
+
+
+def ids_at(draft_ids: Tensor, draft_pos: Tensor) -> Tensor:
+    """draft_ids int64 [B or 1, K] at positions int64 [B, n, k] -> int64 [B, n, k]."""
+    if draft_ids.shape[0] == 1:
+        return draft_ids.take(draft_pos)
+    return draft_ids.gather(1, draft_pos.flatten(1)).view_as(draft_pos)
 
 
 def cache_rows_needed(shape: TreeShape) -> int:
@@ -169,7 +175,10 @@ def sharpen(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """logits [B, n, K] / temperature, in float32 at least; as they are at temperature 1. Tensor: float32 [B, 1, 1]."""
     if not isinstance(temperature, Tensor) and temperature == 1.0:
         return logits
-    return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    # One copy does both: it widens the numbers, and lays out node by node what a product left column by column.
+    if logits.dtype in (torch.float32, torch.float64):
+        return logits / temperature
+    return logits.to(torch.float32, memory_format=torch.contiguous_format).div_(temperature)
 
 
 def best_children(logits: Tensor, branching: int, by_blocks: bool = True) -> tuple[Tensor, Tensor]:
@@ -178,8 +187,10 @@ def best_children(logits: Tensor, branching: int, by_blocks: bool = True) -> tup
     by_blocks: search wide rows by blocks. What is to be compiled over fewer columns calls torch.topk instead.
     """
     log_prob = logits.log_softmax(-1, dtype=torch.float32)
-    best = blocked_topk if by_blocks and log_prob.shape[-1] >= BLOCKED_WIDTH else torch.topk
-    score, pos = (x.view(*logits.shape[:2], -1) for x in best(log_prob.flatten(0, 1), branching))
+    if by_blocks and log_prob.shape[-1] >= BLOCKED_WIDTH:
+        score, pos = (x.view(*logits.shape[:2], -1) for x in blocked_topk(log_prob.flatten(0, 1), branching))
+    else:
+        score, pos = log_prob.topk(branching)
     return pos, score.nan_to_num(nan=float("-inf"), neginf=float("-inf"))
 
 

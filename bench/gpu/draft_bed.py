@@ -11,7 +11,7 @@ from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace, KVCache
 from nanospec.ops.gathered_topk_logprob import gathered_topk_logprob
 from nanospec.records import DraftTree, DraftVocab
-from nanospec.tree_drafter import Children, best_children, grow_tree
+from nanospec.tree_drafter import Children, best_children, grow_tree, ids_at
 from nanospec.tree_shape import TreeShape
 
 
@@ -70,8 +70,7 @@ def children_by_head(head: GatheredHead, vocab: DraftVocab, branching: int) -> C
 
     def children(states: Tensor, token_ids: Tensor, level: int) -> tuple[Tensor, Tensor]:
         pos, score = best_children(head(states, vocab), branching)
-        ids = vocab.draft_ids.expand(states.shape[0], -1).gather(1, pos.flatten(1)).view_as(pos)
-        return ids, score
+        return ids_at(vocab.draft_ids, pos), score
 
     return children
 

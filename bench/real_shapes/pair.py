@@ -20,6 +20,7 @@ from nanospec.planning.model_sizes import DraftSizes, ModelSizes
 from nanospec.planning.read_sizes import eagle_sizes, model_sizes
 from nanospec.planning.step_cost import DraftRows, Pair, Setting
 from nanospec.records import DraftVocab
+from nanospec.speculation import WIDTH_MULTIPLE
 from nanospec.target import Target
 from nanospec.tree_drafter import Children, children_of
 from nanospec.tree_shape import TreeShape
@@ -70,7 +71,8 @@ def rows_of_sides(sizes: RealSizes, num_ids: int) -> dict[str, DraftRows]:
 
 
 def vocabularies(sizes: RealSizes, weight: Tensor) -> dict[str, VocabSelector]:
-    """The policies of all sides with a head, over `weight` [V, D], with all slots used."""
+    """The policies of all sides with a head, over `weight` [V, D], with all slots used; the typical one has as many
+    columns without an id as rounding leaves on average."""
     frequent_ids = torch.arange(weight.shape[0])
     built: dict[str, VocabSelector] = {}
     for name, rows in rows_of_sides(sizes, weight.shape[0]).items():
@@ -78,20 +80,27 @@ def vocabularies(sizes: RealSizes, weight: Tensor) -> dict[str, VocabSelector]:
             continue
         spec = f"hybrid:{sizes.num_pinned}" if rows.follows else name.replace("-", ":")
         built[name] = build_vocab_selector(spec, weight, rows.num_rows, frequent_ids=frequent_ids)
-        fill(built[name])
+        if isinstance(built[name], InContextVocab):
+            num_unused = WIDTH_MULTIPLE // 2 if name == HYBRID and rows.num_rows > WIDTH_MULTIPLE else 0
+            fill(built[name], rows.num_rows - num_unused)
     return built
 
 
-def fill(vocab: VocabSelector) -> None:
-    """All slots of a vocabulary that follows the context."""
-    if isinstance(vocab, InContextVocab):
-        vocab.observe(torch.randperm(vocab.head_weight.shape[0])[None])
+def fill(vocab: InContextVocab, num_active: int) -> None:
+    """So many ids, the pinned ones among them."""
+    num_pinned, num_ids = vocab.tracker.pinned_ids.shape[0], vocab.head_weight.shape[0]
+    vocab.observe(torch.randperm(num_ids - num_pinned)[None, : num_active - num_pinned] + num_pinned)
 
 
 def children_by_side(bed: DraftBed, vocabs: Mapping[str, VocabSelector]) -> dict[str, Children]:
     """The decoder's own head, temperature and search over each vocabulary, and the head deleted."""
-    sides: dict[str, Children] = {name: children_over(bed, vocab.select()) for name, vocab in vocabs.items()}
+    sides: dict[str, Children] = {name: children_over(bed, as_the_loop(vocab)) for name, vocab in vocabs.items()}
     return {**sides, HEADLESS: bed.headless()}
+
+
+def as_the_loop(vocab: VocabSelector) -> DraftVocab:
+    """What a decoding loop, which knows how many columns to read, drafts from."""
+    return vocab.select(vocab.select().draft_ids.shape[1])
 
 
 def children_over(bed: DraftBed, vocab: DraftVocab) -> Children:

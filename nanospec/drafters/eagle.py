@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace, CacheRows, KVCache
+from nanospec.ops.weight_first import WeightFirstLinear
 from nanospec.records import DraftVocab
 from nanospec.tree_layout import additive_mask
 from nanospec.vocab.same_head import is_same_head
@@ -74,11 +75,13 @@ class EagleLayer(nn.Module):
         width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
         self.input_layernorm = nn.Parameter(torch.ones(shape.hidden_size)) if input_norm else None
         self.hidden_norm = nn.Parameter(torch.ones(shape.hidden_size)) if two_inputs else None
-        self.qkv_proj = nn.Linear(shape.hidden_size * (1 + two_inputs), width, bias=shape.qkv_bias)
-        self.o_proj = nn.Linear(shape.num_heads * shape.head_dim, shape.hidden_size, bias=False)
+        self.qkv_proj = WeightFirstLinear(shape.hidden_size * (1 + two_inputs), width, bias=shape.qkv_bias)
+        self.o_proj = WeightFirstLinear(shape.num_heads * shape.head_dim, shape.hidden_size, bias=False)
         self.post_attention_layernorm = nn.Parameter(torch.ones(shape.hidden_size))
-        self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.gate_up_proj = WeightFirstLinear(
+            shape.hidden_size, 2 * shape.intermediate_size, bias=False, as_it_lies=True
+        )
+        self.down_proj = WeightFirstLinear(shape.intermediate_size, shape.hidden_size, bias=False)
         self.act = ACT2FN[shape.hidden_act]
         self.q_norm = nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(shape.head_dim)) if shape.qk_norm else None
@@ -156,7 +159,7 @@ class EagleDrafter(nn.Module):
         super().__init__()
         _refuse_changing_angles(rope_config)
         self.shape = shape
-        self.fc = nn.Linear(shape.fc_inputs or 2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
+        self.fc = WeightFirstLinear(shape.fc_inputs or 2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
         self.layers = nn.ModuleList(
             EagleLayer(shape, shape.input_norm or index > 0, shape.two_inputs and index == 0)
             for index in range(shape.num_layers)

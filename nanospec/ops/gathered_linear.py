@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanospec.ops.weight_first import is_weight_first, product_columns, reads_weight_first
+
 OP_NAME = "nanospec::gathered_linear"
 # oneDNN keeps memory for every distinct shape it has met: the computed width grows in steps of this many columns.
 WIDTH_STEP = 64
@@ -78,7 +80,12 @@ def rows_linear(x: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [B, n, D], rows [B or 1, K, D], bias [B or 1, K] -> [B, n, K]; one dense product where the rows are shared."""
     if rows.shape[0] == 1:
         # Two-dimensional and contiguous: on strided 3-D input torch would copy the rows into a batched product.
-        logits = F.linear(x.reshape(-1, x.shape[-1]), rows[0], None if bias is None else bias[0])
+        tokens = x.reshape(-1, x.shape[-1])
+        if is_weight_first(tokens, rows[0]):
+            logits = product_columns(tokens, rows[0]).t()
+            logits = logits if bias is None else logits + bias[0]
+        else:
+            logits = F.linear(tokens, rows[0], None if bias is None else bias[0])
         return logits.view(*x.shape[:-1], rows.shape[1])
     # A bfloat16 product on a CPU copies its second operand unless it lies as it is read: rows first, as they lie.
     logits = (rows @ x.mT).mT.contiguous()
@@ -163,9 +170,8 @@ def _on_cpu(
 
 
 def _is_column_major(x: Tensor, draft_ids: Tensor) -> bool:
-    """Whether the result is laid out column by column, [K, B * n]: a bfloat16 product of rows · xᵀ takes two thirds of
-    the time of x · rowsᵀ here, since the long operand is read as it lies, and what is not active is one block."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and draft_ids.shape[0] == 1
+    """Whether the result is laid out column by column, [K, B * n]: then what is not active is one block."""
+    return reads_weight_first(x) and draft_ids.shape[0] == 1
 
 
 def _on_cuda(

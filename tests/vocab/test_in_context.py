@@ -51,7 +51,8 @@ def test_rows_follow_the_ids_and_both_modes_agree(data, capacity, batch_size, nu
             all_ids = torch.arange(VOCAB_SIZE).expand(batch_size, -1)
             expected = [active.index(token) if token in active else -1 for token in range(VOCAB_SIZE)]
             assert packed.columns(all_ids)[row].tolist() == expected
-        width = max(1, int(vocab.count.max()))
+        most = max(1, int(vocab.count.max()))
+        width = min(most + data.draw(st.integers(0, 3), label="columns behind"), capacity)
         hidden = torch.randn(batch_size, 3, HIDDEN_SIZE, dtype=torch.float64, generator=draw)
         logits = head(hidden, packed.select(width))
         assert logits.shape == (batch_size, 3, width)
@@ -70,6 +71,7 @@ def test_select_returns_views_with_fixed_addresses() -> None:
     assert before.draft_ids.data_ptr() == after.draft_ids.data_ptr() == vocab.select().draft_ids.data_ptr()
     assert before.rows.data_ptr() == after.rows.data_ptr() == vocab.select().rows.data_ptr()
     assert before.count.tolist() == [3]
+    assert (before.num_active, after.num_active, vocab.select().num_active) == (0, 3, None)
 
 
 def test_a_request_leaves_nothing_behind() -> None:
