@@ -10,6 +10,7 @@ from transformers.initialization import no_init_weights
 from bench.gpu.sizes import PairSize
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
 from nanospec.gathered_head import GatheredHead
+from nanospec.ops.weight_first import use_weight_first
 from nanospec.planning.random_decoder import draw_tiles
 from nanospec.target import Target
 
@@ -31,6 +32,7 @@ def tiled_target(size: PairSize, device: torch.device, dtype: torch.dtype) -> Ta
     with torch.device(device), no_init_weights():
         model = AutoModelForCausalLM.from_config(_config(size), dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()  # left out with the drawing
+    use_weight_first(model)  # as a model that is loaded
     return Target(draw_tiles(model).requires_grad_(False))
 
 

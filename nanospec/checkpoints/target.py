@@ -29,6 +29,7 @@ from nanospec.checkpoints.language_model_files import (
 )
 from nanospec.checkpoints.mtp import is_mtp_name
 from nanospec.checkpoints.tokenizer import load_compressed_tokenizer, tokenizer_errors
+from nanospec.ops.weight_first import use_weight_first
 from nanospec.target import Target
 from nanospec.target_families import FAMILIES, refuse_architecture
 from nanospec.untrusted_files import shown_names
@@ -76,6 +77,7 @@ def load_language_model(
     _build_skeleton(directory, read_tensors(directory, specs_only=True), attention, argument)
     model = _load_model(directory, torch_dtype, attention, argument).to(place)
     check_finite(dict(model.state_dict()), directory)
+    use_weight_first(model)
     return model, load_tokenizer(directory)
 
 

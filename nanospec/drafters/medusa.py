@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from nanospec.gathered_head import GatheredHead
 from nanospec.kv_cache import CachePlace
-from nanospec.ops.gathered_linear import gathered_linear
+from nanospec.ops.gathered_linear import gathered_linear, rows_linear
 from nanospec.records import DraftVocab
 from nanospec.vocab.same_head import is_same_head
 
@@ -146,7 +146,7 @@ class MedusaDrafter(nn.Module):
 
     def _whole(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """hidden [B, n, D] -> logits [B, n, V] of all ids, without a copy of the rows."""
-        logits = F.linear(hidden, weight)
+        logits = rows_linear(hidden, weight[None])
         if self.token_map is None:
             return logits
         vocab_size = self._shared[0].weight.shape[0]

@@ -7,6 +7,8 @@ same products, rounded once; up to 16 tokens even the order of the sum was the s
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 HAS_AMX = torch.cpu._is_amx_tile_supported()
 MOST_TOKENS = 128  # beyond, arithmetic counts, and x · weightᵀ catches up
 INPUTS_PER_TOKEN = 24  # fewer, and what the order saves goes into transposing the result
+# Layers of transformers' models whose results are only taken element by element.
+ELEMENTWISE = ("gate_proj", "up_proj", "gate_up_proj")
 
 
 def reads_weight_first(x: Tensor) -> bool:
@@ -28,7 +32,9 @@ def is_weight_first(x: Tensor, weight: Tensor, is_transposed: bool = False) -> b
     """
     num_inputs = weight.shape[1]
     most = min(MOST_TOKENS, num_inputs // INPUTS_PER_TOKEN) if is_transposed else MOST_TOKENS
-    return reads_weight_first(x) and weight.dtype == x.dtype and 0 < x.numel() <= most * num_inputs
+    # Other kinds of tensors, quantised or spread over processes, have products of their own.
+    is_plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype
+    return reads_weight_first(x) and is_plain and 0 < x.numel() <= most * num_inputs
 
 
 def product_columns(x: Tensor, weight: Tensor) -> Tensor:
@@ -38,20 +44,38 @@ def product_columns(x: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(weight, x.t())
 
 
-class WeightFirstLinear(nn.Linear):
-    """nn.Linear in the faster order for few tokens.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, as_it_lies: bool = False) -> Tensor:
+    """As F.linear, x [.., D] · weight [N, D]ᵀ + bias [N], in the faster order for few tokens.
 
     as_it_lies: the result may be laid out output by output, for consumers that work element by element.
     """
+    if not is_weight_first(x, weight, is_transposed=not as_it_lies):
+        return F.linear(x, weight, bias)
+    output = product_columns(x.reshape(-1, x.shape[-1]), weight).t()
+    if bias is not None:
+        output = output + bias
+    return (output if as_it_lies else output.contiguous()).view(*x.shape[:-1], weight.shape[0])
+
+
+class WeightFirstLinear(nn.Linear):
+    """nn.Linear as `linear`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, as_it_lies: bool = False) -> None:
         super().__init__(in_features, out_features, bias)
         self.as_it_lies = as_it_lies
 
     def forward(self, input: Tensor) -> Tensor:
-        if not is_weight_first(input, self.weight, is_transposed=not self.as_it_lies):
-            return F.linear(input, self.weight, self.bias)
-        output = product_columns(input.reshape(-1, self.in_features), self.weight).t()
-        if self.bias is not None:
-            output = output + self.bias
-        return (output if self.as_it_lies else output.contiguous()).view(*input.shape[:-1], self.out_features)
+        return linear(input, self.weight, self.bias, self.as_it_lies)
+
+
+def use_weight_first(model: nn.Module) -> int:
+    """Make every plain nn.Linear inside `model` a `WeightFirstLinear`, in place; weights, names and hooks stay.
+
+    Returns how many there were. `load_target` does this to the models that it loads itself, never to one that it is
+    given.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    for name, layer in layers:
+        layer.__class__ = WeightFirstLinear
+        cast(WeightFirstLinear, layer).as_it_lies = name.rpartition(".")[2] in ELEMENTWISE
+    return len(layers)

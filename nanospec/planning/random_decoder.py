@@ -15,6 +15,7 @@ from nanospec.checkpoints.detect import Family
 from nanospec.decode import SpeculativeDecoder
 from nanospec.drafters.eagle import EagleDrafter, EagleShape
 from nanospec.gathered_head import GatheredHead
+from nanospec.ops.weight_first import use_weight_first
 from nanospec.planning.device import Device, Overheads
 from nanospec.planning.read_sizes import eagle_sizes, model_sizes
 from nanospec.planning.step_cost import DraftRows, Pair, Setting, step_cost
@@ -65,6 +66,7 @@ def random_decoder(sizes: DecoderSizes) -> SpeculativeDecoder:
         model = AutoModelForCausalLM.from_config(
             config, dtype=DTYPE, attn_implementation="sdpa", trust_remote_code=False
         )
+        use_weight_first(model)  # as a model that is loaded
         target = Target(draw_tiles(model).requires_grad_(False))
         drafter = EagleDrafter(_layer_of(sizes), config, target.embed_tokens, GatheredHead(target.head_weight))
         draw_tiles(drafter.to(DTYPE))

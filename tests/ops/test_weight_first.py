@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from unittest.mock import patch
 
 import pytest
@@ -14,7 +15,13 @@ from torch import nn
 from nanospec.gathered_head import GatheredHead
 from nanospec.ops import weight_first
 from nanospec.ops.gathered_linear import rows_linear
-from nanospec.ops.weight_first import MOST_TOKENS, WeightFirstLinear, is_weight_first, product_columns
+from nanospec.ops.weight_first import (
+    MOST_TOKENS,
+    WeightFirstLinear,
+    is_weight_first,
+    product_columns,
+    use_weight_first,
+)
 from nanospec.records import DraftVocab
 
 # A result of bfloat16 is rounded to 8 bits, and so is the one that it is compared with; both are near 3 at most here.
@@ -105,3 +112,53 @@ def test_rows_of_several_sequences_keep_their_order() -> None:
     with WITH_AMX:
         logits = rows_linear(hidden, rows)
     torch.testing.assert_close(logits.double(), hidden.double() @ rows.double().mT, rtol=RTOL, atol=ATOL)
+
+
+class Gated(nn.Module):
+    """A gated layer as transformers' models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(96, 128, bias=False), nn.Linear(96, 128, bias=False)
+        self.down_proj = nn.Linear(128, 96)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+def test_layers_of_a_model_keep_their_weights_names_and_results() -> None:
+    model, hidden = Gated().bfloat16().requires_grad_(False), draw_bf16(1, 3, 96)
+    weights, expected = dict(model.state_dict()), model(hidden)
+    assert use_weight_first(model) == 3
+    assert use_weight_first(model) == 0  # done already
+    assert (model.gate_proj.as_it_lies, model.up_proj.as_it_lies, model.down_proj.as_it_lies) == (True, True, False)
+    assert all(tensor.data_ptr() == weights[name].data_ptr() for name, tensor in model.state_dict().items())
+    with WITH_AMX:
+        torch.testing.assert_close(model(hidden), expected, rtol=RTOL, atol=ATOL)
+        assert torch.equal(copy.deepcopy(model)(hidden), model(hidden))
+
+
+def test_layers_of_other_kinds_stay_as_they_are() -> None:
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Sequential(Own(4, 4), nn.Conv1d(4, 4, 1))
+    assert use_weight_first(model) == 0
+    assert type(model[0]) is Own
+
+
+def test_a_weight_of_another_kind_of_tensor_has_its_own_product() -> None:
+    class Quantised(torch.Tensor):
+        pass
+
+    with WITH_AMX:
+        assert not is_weight_first(draw_bf16(3, 96), draw_bf16(5, 96).as_subclass(Quantised))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4])
+def test_a_compiled_layer_gives_what_it_gives_eagerly(num_tokens: int) -> None:
+    model, hidden = Gated().bfloat16().requires_grad_(False), draw_bf16(1, num_tokens, 96)
+    use_weight_first(model)
+    with WITH_AMX:
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(hidden), model(hidden))
