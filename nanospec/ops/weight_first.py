@@ -2,7 +2,7 @@
 
 A bfloat16 product by Intel's AMX brings its right operand into another layout on every call. As the left operand a
 large weight is read once, as it lies, and the few tokens are what is rearranged. Every output is the same sum of the
-same products, rounded once; up to 16 tokens even the order of the sum was the same where it was looked at.
+same products, rounded once; in which order it is summed is the library's choice either way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HAS_AMX = torch.cpu._is_amx_tile_supported()
+LEAST_WEIGHTS = 2**20  # fewer are multiplied in less time than the calls beside them take
 MOST_TOKENS = 128  # beyond, arithmetic counts, and x · weightᵀ catches up
 INPUTS_PER_TOKEN = 24  # fewer, and what the order saves goes into transposing the result
 # Layers of transformers' models whose results are only taken element by element.
@@ -34,7 +35,8 @@ def is_weight_first(x: Tensor, weight: Tensor, is_transposed: bool = False) -> b
     most = min(MOST_TOKENS, num_inputs // INPUTS_PER_TOKEN) if is_transposed else MOST_TOKENS
     # Other kinds of tensors, quantised or spread over processes, have products of their own.
     is_plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype
-    return reads_weight_first(x) and is_plain and 0 < x.numel() <= most * num_inputs
+    is_large = weight.numel() >= LEAST_WEIGHTS
+    return reads_weight_first(x) and is_plain and is_large and 0 < x.numel() <= most * num_inputs
 
 
 def product_columns(x: Tensor, weight: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from nanospec.cli.machine import cpu_model
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.ops.gathered_linear import gathered_linear, rows_linear
-from nanospec.ops.weight_first import linear
+from nanospec.ops.weight_first import linear, reads_weight_first
 from nanospec.planning.device import Device, LoopRates, RowCurve
 from nanospec.planning.model_sizes import BYTES_PER_WEIGHT
 from nanospec.planning.random_decoder import DTYPE, DecoderSizes, measure_layer_factor, measure_overheads
@@ -166,14 +166,17 @@ def _logit_seconds(effort: Effort) -> tuple[float, float, float]:
     matrix, states = torch.full(effort.matrix, 0.01, dtype=DTYPE), torch.full((1, effort.matrix[1]), 0.01, dtype=DTYPE)
     _keep_freed_memory()
 
-    def behind_a_product(search: Callable[[Tensor], object], columns: int) -> float:
+    def behind_a_product(search: Callable[[Tensor], object], columns: int, by_column: bool = False) -> float:
         logits = torch.randn(1, num_nodes, columns).to(DTYPE)
+        if by_column:
+            logits = logits.mT.contiguous().mT
         return _seconds(lambda: (linear(states, matrix), search(logits)), effort.sample_s)
 
     def children(logits: Tensor) -> object:
         return best_children(sharpen(logits, 0.5), branching)
 
-    least, more, most = (behind_a_product(children, columns) for columns in effort.columns)
+    is_by_column = reads_weight_first(states)  # as a draft head leaves them
+    least, more, most = (behind_a_product(children, columns, is_by_column) for columns in effort.columns)
     narrow, wide = (more - least) / (num_nodes * (some - few)), (most - least) / (num_nodes * (many - few))
     least, most = (
         behind_a_product(lambda logits: blocked_topk(logits[0], num_top), columns) for columns in (few, many)

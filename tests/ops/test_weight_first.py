@@ -26,7 +26,8 @@ from nanospec.records import DraftVocab
 
 # A result of bfloat16 is rounded to 8 bits, and so is the one that it is compared with; both are near 3 at most here.
 RTOL, ATOL = 2**-6, 2**-6
-WITH_AMX = patch.object(weight_first, "HAS_AMX", True)  # the order is right without it, only slow
+# The order is right without AMX and for small weights, only slow.
+WITH_AMX = patch.multiple(weight_first, HAS_AMX=True, LEAST_WEIGHTS=1)
 
 
 def draw_bf16(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -65,6 +66,8 @@ def test_the_weight_comes_first_for_few_tokens_of_bfloat16_on_a_cpu_with_amx() -
         assert not is_weight_first(hidden[:0], weight)
         assert not is_weight_first(hidden.float(), weight.float())
         assert not is_weight_first(hidden.to("meta"), weight.to("meta"))
+        with patch.object(weight_first, "LEAST_WEIGHTS", weight.numel() + 1):
+            assert not is_weight_first(hidden, weight)
     with patch.object(weight_first, "HAS_AMX", False):
         assert not is_weight_first(hidden, weight)
 
