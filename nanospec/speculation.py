@@ -99,7 +99,8 @@ class SpeculativeLoop:
             if self.probe is not None:
                 self.probe.draft(root_id, state)
             with self.clock.stage("verify"):
-                output = self.target.judge(tree, self.num_top)
+                needs_logits = self.chooser is not None or self.request.sampling.needs_full_logits
+                output = self.target.judge(tree, self.num_top, needs_logits=needs_logits)
                 output, verdict = self.target.settle(output, self._accept(tree, output))
             with self.clock.stage("vocabulary"):
                 following = tokens_after_path(tree, verdict)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from nanospec.graph_compiler import compile_apart, mark_growing
 from nanospec.kv_cache import CachePlace, CacheRows, KVCache, as_transformers_cache
 from nanospec.ops.blocked_topk import blocked_topk
+from nanospec.ops.weight_first import columns
 from nanospec.records import DraftTree, Verdict
 from nanospec.target_families import empty_cache, layer_masks, logit_soft_cap, refuse_unsupported, switching_position
 from nanospec.tensor_parallel import ranks_of
@@ -149,7 +150,7 @@ class Target(nn.Module):
         top_ids = input_ids.new_empty(0, num_top)
         if num_top:
             parts = hidden[0].split(HEAD_CHUNK)
-            top_ids = torch.cat([blocked_topk(self.head(part), num_top)[1] for part in parts])
+            top_ids = torch.cat([self._search(part, num_top, needs_logits=False)[2] for part in parts])
         return Prefill(features, top_ids, self.head(hidden[:, -1]))
 
     @torch.no_grad()
@@ -177,18 +178,22 @@ class Target(nn.Module):
         return self._run_body(token_ids, self._positions(length, depth), masks, rows)[0]
 
     @torch.no_grad()
-    def judge(self, tree: DraftTree, num_top: int = 1, place: CachePlace | None = None) -> Verification:
+    def judge(
+        self, tree: DraftTree, num_top: int = 1, place: CachePlace | None = None, needs_logits: bool = True
+    ) -> Verification:
         """One pass over all nodes of the tree; the rows written stay uncertain until `cache.compact`.
 
-        place: where, if only the device knows; None: behind the tokens that the cache counts.
+        place: where, if only the device knows; None: behind the tokens that the cache counts. needs_logits: False where
+        the best ids are all that will be read: logits may then lie in memory in whatever order is found fastest.
         """
         token_ids, nodes = tree.token_ids.clamp(min=0), tree.ancestor_mask
         if place is not None:
             rows = place.rows(self.cache.buffer, token_ids.shape[1])
-            return self._run(token_ids, place.length, tree.depth, place.visible(nodes), rows, num_top)
+            return self._run(token_ids, place.length, tree.depth, place.visible(nodes), rows, num_top, needs_logits)
         length = self.cache.length
         visible = torch.cat((nodes.new_ones(*nodes.shape[:2], length), nodes), -1)
-        return self._run(token_ids, length, tree.depth, visible, self.cache.rows(token_ids.shape[1]), num_top)
+        rows = self.cache.rows(token_ids.shape[1])
+        return self._run(token_ids, length, tree.depth, visible, rows, num_top, needs_logits)
 
     @torch.no_grad()
     def decode(self, token_id: Tensor) -> Tensor:
@@ -211,7 +216,10 @@ class Target(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Last hidden states after their norm [.., D] -> logits [.., V], capped where the model's own forward does."""
-        logits, cap = self.model.get_output_embeddings()(hidden), self.logit_soft_cap
+        return self._capped(self.model.get_output_embeddings()(hidden))
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        cap = self.logit_soft_cap
         return logits if cap is None else (logits / cap).tanh() * cap
 
     def _read(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,13 +258,14 @@ class Target(nn.Module):
         visible: Tensor,
         rows: CacheRows,
         num_top: int,
+        needs_logits: bool = True,
     ) -> Verification:
         """One pass over tokens `depth` behind `length` certain ones that see `visible` bool [B, n, rows.end], by the
         compiled graph where there is one."""
         positions, buffer, row_ids = self._positions(length, depth), rows.buffer, rows.row_ids
         masks = self._masks.build(visible, length, depth, self.dtype)
         if self.compiled_by is None:
-            return self._pass(token_ids, positions, buffer, row_ids, masks, num_top)
+            return self._pass(token_ids, positions, buffer, row_ids, masks, num_top, needs_logits)
         if num_top not in self._compiled_passes:
             self._compiled_passes[num_top] = self._compile_pass(num_top)
         if token_ids.shape[1] > 1:
@@ -284,17 +293,29 @@ class Target(nn.Module):
         row_ids: Tensor,
         masks: tuple[Tensor, ...],
         num_top: int,
+        needs_logits: bool = True,
     ) -> Verification:
         """token_ids, positions int64 [B, n], row_ids int64 [n] or [B, n]: rows of the buffer to write, masks
         [B, 1, n, end]."""
         rows = CacheRows(buffer, row_ids, masks[0].shape[3])
         hidden, features = self._run_body(token_ids, positions, masks, rows)
-        logits = self.head(hidden)
         shape = (*token_ids.shape, num_top)
         if num_top == 0:
+            logits = self.head(hidden)
             return Verification(logits, features, token_ids.new_empty(shape), logits.new_empty(shape))
-        values, ids = blocked_topk(logits.flatten(0, 1), num_top)
-        return Verification(logits, features, ids.view(shape), values.view(shape))
+        logits, values, ids = self._search(hidden.flatten(0, 1), num_top, needs_logits)
+        return Verification(logits.unflatten(0, token_ids.shape), features, ids.view(shape), values.view(shape))
+
+    def _search(self, hidden: Tensor, num_top: int, needs_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden [n, D] -> logits [n, V], the best of them and their ids [n, k]."""
+        by_column = None if needs_logits else columns(hidden, self.model.get_output_embeddings())
+        if by_column is None:
+            logits = self.head(hidden)
+            return logits, *blocked_topk(logits, num_top)
+        num_rows = hidden.shape[0]
+        logits = self._capped(by_column)
+        values, ids = blocked_topk(logits, num_top)
+        return logits[:num_rows], values[:num_rows], ids[:num_rows]
 
     def _run_body(
         self, token_ids: Tensor, positions: Tensor, masks: tuple[Tensor, ...], rows: CacheRows

@@ -161,8 +161,8 @@ def test_non_finite_logits_at_a_rejected_node_change_nothing(bad, sampling):
     judge = decoder.target.judge
     tokens = decoder.generate_autoregressive([1, 2, 3], max_new_tokens=20, **sampling).token_ids
 
-    def judge_with_bad_nodes(tree, *arguments):
-        output = judge(tree, *arguments)
+    def judge_with_bad_nodes(tree, *arguments, **options):
+        output = judge(tree, *arguments, **options)
         is_bad = ~torch.isin(tree.token_ids, torch.tensor(tokens))
         output.logits[is_bad], output.top_values[is_bad] = bad, bad
         num_bad.append(int(is_bad.sum()))

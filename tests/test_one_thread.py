@@ -45,10 +45,10 @@ def test_a_second_thread_within_a_step_is_refused_and_the_first_goes_on(method):
     expected = decoder.generate([1, 2], max_new_tokens=10).token_ids
     judge, said = decoder.target.judge, []
 
-    def judge_while_another_comes(*arguments):
+    def judge_while_another_comes(*arguments, **options):
         if not said:  # both decoders work on this target
             said.extend(refusal(lambda d=d: getattr(d, method)([5], max_new_tokens=3)) for d in (decoder, other))
-        return judge(*arguments)
+        return judge(*arguments, **options)
 
     decoder.target.judge = judge_while_another_comes
     assert decoder.generate([1, 2], max_new_tokens=10).token_ids == expected
@@ -72,12 +72,12 @@ def test_nothing_that_decodes_disturbs_the_last_step_of_another_thread(call):
     num_steps, judge, said = decoder.last_stats.steps, decoder.target.judge, []
     num_judged = 0
 
-    def judge_while_another_comes(*arguments):
+    def judge_while_another_comes(*arguments, **options):
         nonlocal num_judged
         num_judged += 1
         if num_judged == num_steps:
             said.append(refusal(lambda: call(decoder)))
-        return judge(*arguments)
+        return judge(*arguments, **options)
 
     decoder.target.judge = judge_while_another_comes
     assert decoder.generate([1, 2], max_new_tokens=10).token_ids == expected
@@ -108,9 +108,9 @@ def test_drafters_that_share_a_part_are_one():
     )
     judge, said = first.target.judge, []
 
-    def judge_while_another_comes(*arguments):
+    def judge_while_another_comes(*arguments, **options):
         said.append(refusal(lambda: second.generate([5], max_new_tokens=3)))
-        return judge(*arguments)
+        return judge(*arguments, **options)
 
     first.target.judge = judge_while_another_comes
     first.generate([1, 2], max_new_tokens=2)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK_SIZE = 256
+COLUMN_BLOCK_SIZE = 64  # of logits that lie column by column: what is looked into then lies apart
 
 
 def blocked_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -13,7 +14,8 @@ def blocked_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     logits floating point [n, V]. Meant for small k (up to 16) and large V; right for any 1 <= k <= V.
     Column 0 is the first occurrence of the maximum, as in torch.argmax; among other equal values any id may be chosen.
-    A NaN counts as the largest value, so a row that holds one shows it in column 0.
+    A NaN counts as the largest value, so a row that holds one shows it in column 0. Logits may also lie column by
+    column, as `nanospec.ops.weight_first.columns` leaves them; a CPU then wants n to be a multiple of 64.
 
     Raises TypeError unless logits are floating point, ValueError unless they are 2-D and 1 <= k <= V.
     """
@@ -24,17 +26,21 @@ def blocked_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     num_rows, vocab_size = logits.shape
     if not 1 <= k <= vocab_size:
         raise ValueError(f"k must be between 1 and the number of columns {vocab_size}, got {k}")
-    num_blocks = vocab_size // BLOCK_SIZE
+    by_column = num_rows > 1 and logits.stride(0) == 1 and logits.stride(1) >= num_rows
+    size = COLUMN_BLOCK_SIZE if by_column else BLOCK_SIZE
+    num_blocks = vocab_size // size
     if num_blocks <= 2 * k:  # nothing to skip
         ids = _topk_pos(logits, k)
         return logits.gather(1, ids), ids
 
     # The k largest of the whole blocks lie in the k blocks with the largest maxima; the short tail is always looked at.
-    tail_start = num_blocks * BLOCK_SIZE
-    blocks = logits[:, :tail_start].unflatten(1, (num_blocks, BLOCK_SIZE))
-    block_pos = _topk_pos(blocks.amax(-1), k)  # [n, k]
-    within = torch.arange(BLOCK_SIZE, device=logits.device)
-    candidate_ids = (block_pos[:, :, None] * BLOCK_SIZE + within).flatten(1)  # [n, k * 256]
+    tail_start = num_blocks * size
+    blocks = logits[:, :tail_start].unflatten(1, (num_blocks, size))
+    # A reduction is fast over dimensions in the order in which they lie.
+    maxima = blocks.permute(1, 2, 0).amax(1).t().contiguous() if by_column else blocks.amax(-1)
+    block_pos = _topk_pos(maxima, k)  # [n, k]
+    within = torch.arange(size, device=logits.device)
+    candidate_ids = (block_pos[:, :, None] * size + within).flatten(1)  # [n, k * size]
     if tail_start < vocab_size:
         tail_ids = torch.arange(tail_start, vocab_size, device=logits.device)
         candidate_ids = torch.cat((candidate_ids, tail_ids.expand(num_rows, -1)), 1)

@@ -17,6 +17,10 @@ HAS_AMX = torch.cpu._is_amx_tile_supported()
 LEAST_WEIGHTS = 2**20  # fewer are multiplied in less time than the calls beside them take
 MOST_TOKENS = 128  # beyond, arithmetic counts, and x · weightᵀ catches up
 INPUTS_PER_TOKEN = 24  # fewer, and what the order saves goes into transposing the result
+COLUMN_TOKENS, MOST_EMPTY = (
+    64,
+    16,
+)  # a search by columns takes so many side by side; more empty ones cost more than it saves
 # Layers of transformers' models whose results are only taken element by element.
 ELEMENTWISE = ("gate_proj", "up_proj", "gate_up_proj")
 
@@ -57,6 +61,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, as_it_lies: bo
     if bias is not None:
         output = output + bias
     return (output if as_it_lies else output.contiguous()).view(*x.shape[:-1], weight.shape[0])
+
+
+def columns(x: Tensor, layer: nn.Module) -> Tensor | None:
+    """layer(x) for x [n, D], followed by rows up to a multiple of 64, all laid out column by column: [n', N].
+
+    None where layer(x) is the faster way, or does more than multiply. Wide outputs are faster to search than to bring
+    into the layout of x · weightᵀ.
+    """
+    num_empty = -x.shape[0] % COLUMN_TOKENS
+    if type(layer) is not WeightFirstLinear or layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    if torch.compiler.is_compiling() or num_empty > MOST_EMPTY or not is_weight_first(x, layer.weight):
+        return None
+    return linear(F.pad(x, (0, 0, 0, num_empty)), layer.weight, layer.bias, as_it_lies=True)
 
 
 class WeightFirstLinear(nn.Linear):

@@ -151,11 +151,11 @@ def test_an_interrupted_answer_stays_as_far_as_it_was_said(decoder, monkeypatch)
     loop, screen = live_chat(decoder)
     judge, calls = decoder.target.judge, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return judge(*arguments)
+        return judge(*arguments, **options)
 
     monkeypatch.setattr(decoder.target, "judge", interrupted)
     loop.run(["Why?", "How?"])

@@ -26,6 +26,11 @@ def check_against_sort(logits: torch.Tensor, k: int) -> None:
     assert torch.equal(max_ids, logits.argmax(1))
 
 
+def by_column(logits: torch.Tensor) -> torch.Tensor:
+    """The same logits, each column in one piece."""
+    return logits.t().contiguous().t()
+
+
 @given(
     num_rows=st.integers(0, 3),
     vocab_size=st.sampled_from(WIDTHS),
@@ -42,6 +47,7 @@ def test_matches_sort(num_rows, vocab_size, k, num_levels, masked_share, dtype, 
     logits = torch.randint(num_levels, (num_rows, vocab_size), generator=draw).to(dtype)
     logits[torch.rand(num_rows, vocab_size, generator=draw) < masked_share] = float("-inf")
     check_against_sort(logits, min(k, vocab_size))
+    check_against_sort(by_column(logits), min(k, vocab_size))
 
 
 @pytest.mark.parametrize("first", [0, 5, BLOCK_SIZE, 3 * BLOCK_SIZE + 9, 20 * BLOCK_SIZE + 3])
@@ -50,6 +56,7 @@ def test_the_first_of_equal_maxima_comes_first(first: int) -> None:
     logits[0, first::50] = 1.0
     check_against_sort(logits, 3)
     assert blocked_argmax(logits)[1].item() == first
+    assert blocked_argmax(by_column(logits.expand(2, -1)))[1].tolist() == [first, first]
 
 
 @given(pos=st.integers(0, 20 * BLOCK_SIZE + 6), k=st.integers(1, 4))
@@ -57,11 +64,12 @@ def test_the_first_of_equal_maxima_comes_first(first: int) -> None:
 def test_nan_surfaces_in_its_row_only(pos: int, k: int) -> None:
     logits = torch.zeros(2, 20 * BLOCK_SIZE + 7)
     logits[1, pos] = float("nan")
-    values, ids = blocked_topk(logits, k)
-    assert values[1, 0].isnan()
-    assert ids[1, 0].item() == pos
-    assert values[0].isfinite().all()
-    assert blocked_argmax(logits)[0].isnan().tolist() == [False, True]
+    for laid_out in (logits, by_column(logits)):
+        values, ids = blocked_topk(laid_out, k)
+        assert values[1, 0].isnan()
+        assert ids[1, 0].item() == pos
+        assert values[0].isfinite().all()
+        assert blocked_argmax(laid_out)[0].isnan().tolist() == [False, True]
 
 
 def test_a_view_with_strided_rows_is_searched_too() -> None:
