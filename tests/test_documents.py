@@ -126,6 +126,14 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_list_behind_a_paragraph_begins_after_an_empty_line(page):
+    """mkdocs, unlike repository hosts, reads it as part of the paragraph otherwise."""
+    prose = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    item = r"(?:[-*+]|\d+\.) "
+    assert not re.findall(rf"^(?!{item}|#|\s).+\n(?={item})", prose, re.MULTILINE)
+
+
 def test_links_of_the_readme_lead_somewhere():
     """Those within docs/ are checked where the site is built."""
     for link in LINK.findall(PAGES["README.md"]):

@@ -14,6 +14,7 @@ from nanospec.request import as_input_ids
 from nanospec.result import OutputCutter
 from nanospec.text_stream import TextStream
 from nanospec.tree_drafter import TreeGrower
+from nanospec.vocab.none import NoVocab
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +50,8 @@ class ExplainedToken(NamedTuple):
     origin    "prompt": of the prompt pass; "drafted": accepted at `depth` of the tree; "bonus": the target's own after
               the accepted path
     step      that it came from; -1: the prompt pass
-    drawable  whether the draft vocabulary of that step held it; a bonus token that it lacks is a miss
+    drawable  whether the draft vocabulary of that step held it, or the drafter has none; a bonus token that it lacks is
+              a miss
     """
 
     token_id: int
@@ -66,7 +68,8 @@ class ExplainedToken(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """A generation with where its tokens came from. prompt: as the tokenizer decodes it."""
+    """A generation with where its tokens came from. prompt: as the tokenizer decodes it; has_vocab: False for a drafter
+    that scores no ids, which then cannot lack one."""
 
     prompt: str
     tokens: list[ExplainedToken]
@@ -74,6 +77,7 @@ class Explanation:
     finish_reason: str
     vocab: str
     drafter: str
+    has_vocab: bool = True
 
     @property
     def text(self) -> str:
@@ -111,16 +115,18 @@ def explain(
     request = replace(loop.request, eos_ids=decoder.eos_ids)
     cutter, texts = OutputCutter(request, None), TextStream(tokenizer)
     tokens: list[ExplainedToken] = []
+    has_vocab = not isinstance(decoder.vocab, NoVocab)
     for number, piece in enumerate(cutter.pieces(loop.steps()), start=-1):
         places = _places(recorder.steps[number] if number >= 0 else None)
         for token_id, (origin, depth) in zip(piece.token_ids, places, strict=False):
-            drawable = number >= 0 and token_id in recorder.active_ids
+            drawable = number >= 0 and (not has_vocab or token_id in recorder.active_ids)
             tokens.append(ExplainedToken(token_id, texts.push([token_id]), origin, depth, number, drawable))
     if tokens and (rest := texts.finish()):
         tokens[-1] = tokens[-1]._replace(text=tokens[-1].text + rest)
     assert cutter.finish_reason is not None, "a loop ended before its request did"
     prompt = tokenizer.decode(request.input_ids[0].tolist())
-    return Explanation(prompt, tokens, recorder.steps, cutter.finish_reason, decoder.vocab.name, decoder.drafter.name)
+    names = decoder.vocab.name, decoder.drafter.name
+    return Explanation(prompt, tokens, recorder.steps, cutter.finish_reason, *names, has_vocab)
 
 
 def _places(step: ExplainedStep | None) -> list[tuple[Origin, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nanospec import SpeculativeDecoder
+from nanospec.drafters.prompt_lookup import PromptLookupDrafter
 from nanospec.explain import explain
 from tests.byte_tokenizer import byte_tokenizer
 from tests.tiny_pair import tiny_drafter, tiny_target
@@ -50,6 +51,17 @@ def test_a_miss_is_a_bonus_token_that_the_vocabulary_lacked():
     assert {step.num_active for step in full.steps} == {VOCAB_SIZE}
     assert few.num_misses == sum(token.is_miss for token in few.tokens) > 0
     assert {step.num_active for step in few.steps} == {3}
+
+
+def test_a_drafter_without_a_vocabulary_misses_nothing():
+    drafter = PromptLookupDrafter()
+    explanation = explain(
+        SpeculativeDecoder(tiny_target(4, VOCAB_SIZE), drafter, "full", (3, 3, 10), tokenizer=byte_tokenizer()),
+        PROMPT,
+        40,
+    )
+    assert {token.origin for token in explanation.tokens} >= {"prompt", "bonus"}
+    assert (explanation.has_vocab, explanation.num_misses) == (False, 0)
 
 
 def test_nodes_name_their_parents():
