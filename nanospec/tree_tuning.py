@@ -142,13 +142,13 @@ def probe_prompts(decoder: SpeculativeDecoder) -> list[Tensor]:
 
 
 def _verify_seconds(decoder: SpeculativeDecoder, num_nodes: int) -> float:
-    """Best wall time of a target pass over `num_nodes` nodes behind the context that the cache holds."""
+    """Best wall time of a greedy request's target pass over `num_nodes` nodes behind the context in the cache."""
     target = decoder.target
     tree = flat_tree(1, num_nodes, target.device)
 
     def measure() -> float:
         target.cache.grow(target.cache.length + num_nodes)  # another thread may have begun a request meanwhile
-        return best_seconds(lambda: target.judge(tree, decoder.num_top), target.device)
+        return best_seconds(lambda: target.judge(tree, decoder.num_top, needs_logits=False), target.device)
 
     return run_alone(measure, target)
 
