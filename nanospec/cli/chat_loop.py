@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nanospec.cli.answer_view import LiveView, PlainView
-from nanospec.cli.errors import one_line
+from nanospec.cli.errors import is_told, one_line
 
 if TYPE_CHECKING:
     from nanospec.conversation import Answer, Conversation
@@ -68,8 +68,6 @@ class ChatLoop:
 
     def _take(self, message: str) -> bool:
         """Whether the chat goes on after this message."""
-        from torch import OutOfMemoryError  # of a GPU; there by now, and --help does without
-
         try:
             if not message.startswith(COMMAND):
                 return self._answer(lambda settings: self.conversation.ask(message, **settings))
@@ -77,10 +75,10 @@ class ChatLoop:
             if name not in self._commands:
                 raise ValueError(f"a command must be one of {', '.join(self._commands)}, got {name!r}")
             return self._commands[name][1]()
-        except (ValueError, TypeError, NotImplementedError, MemoryError, OutOfMemoryError, KeyboardInterrupt) as error:
-            if not self.keeps_going:
-                raise
+        except (ValueError, TypeError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
             is_stopped = isinstance(error, KeyboardInterrupt)
+            if not self.keeps_going or not (is_stopped or is_told(error)):
+                raise
             self.view.say("stopped: what was said stays" if is_stopped else f"error: {one_line(error)}")
             return True
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +37,7 @@ from nanospec.cli.progress import busy
 from nanospec.cli.prompts import read_text
 
 if TYPE_CHECKING:
-    from nanospec.result import GenerationResult
+    from nanospec.result import GenerationResult, StreamPiece
     from nanospec.stats import GenerationStats
 
 
@@ -91,11 +93,19 @@ def generate(
                 result = decoder.generate(input_ids, **request)
             typer.echo(json.dumps(result_object(result), indent=2))
             return
-        for piece in decoder.stream(input_ids, **request):
-            typer.echo(piece.text, nl=False)
-        typer.echo()
+        _print_pieces(decoder.stream(input_ids, **request))
         assert decoder.last_stats is not None, "a stream ended without figures"
         typer.echo(figures_line(decoder.last_stats), err=True)
+
+
+def _print_pieces(pieces: Iterator[StreamPiece]) -> None:
+    """Text as it comes; once some has, a line break ends it, whatever else does."""
+    first = next(pieces)
+    try:
+        for piece in chain([first], pieces):
+            typer.echo(piece.text, nl=False)
+    finally:
+        typer.echo()
 
 
 def result_object(result: GenerationResult) -> dict[str, Any]:

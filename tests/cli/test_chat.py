@@ -126,19 +126,85 @@ def test_in_a_terminal_what_is_wrong_is_said_and_the_chat_goes_on(decoder):
     assert "1 answers, 12 tokens, " in shown
 
 
-@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+NO_MEMORY = {
+    "python": lambda: MemoryError("none left"),
+    "gpu": lambda: torch.OutOfMemoryError("none left"),
+    "host": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:1] err == 0. DefaultCPUAllocator: none left"),
+}
+
+
+def refuse(decoder, monkeypatch, error: str, place: str, num_calls: int) -> None:
+    """The call of that number finds no memory."""
+    owner, _, name = place.partition(".")
+    part, calls = getattr(decoder, owner), []
+    complete = getattr(part, name)
+
+    def refusing(*arguments, **options):
+        calls.append(name)
+        if len(calls) == num_calls:
+            raise NO_MEMORY[error]()
+        return complete(*arguments, **options)
+
+    monkeypatch.setattr(part, name, refusing)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
 def test_without_memory_for_an_answer_the_chat_goes_on(decoder, monkeypatch, error):
     loop, screen = live_chat(decoder)
-
-    def refuse(*arguments):
-        raise error("none left")
-
     with monkeypatch.context() as patch:
-        patch.setattr(decoder.target, "prefill", refuse)
+        refuse(decoder, patch, error, "target.prefill", 1)
         loop.run(["Why?"])
-    assert "error: none left" in screen.getvalue()
+    assert "error: out of memory: " in screen.getvalue()
+    assert "none left; try a shorter context" in screen.getvalue()
     loop.run(["How?"])
     assert [message["content"] for message in loop.conversation.messages[::2]] == ["How?"]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+@pytest.mark.parametrize(
+    ("place", "num_calls"),
+    [("target.prefill", 2), ("target.judge", 5), ("drafter.extend", 6), ("drafter.resume", 1), ("target.resume", 1)],
+)
+def test_after_an_answer_that_ended_without_memory_the_next_one_is_as_it_should_be(
+    pair, monkeypatch, error, place, num_calls
+):
+    decoder, fresh = (SpeculativeDecoder.from_pretrained(*pair, tree=TREE, dtype="float64") for _ in range(2))
+    loop, _ = live_chat(decoder)
+    with monkeypatch.context() as patch:
+        refuse(decoder, patch, error, place, num_calls)
+        loop.run(["Why?", "How?"])
+    complete, texts = decoder.stream, []
+    monkeypatch.setattr(decoder, "stream", lambda ids, **settings: texts.append(ids) or complete(ids, **settings))
+    loop.run(["When?"])
+    assert loop.conversation.messages[-1]["content"] == fresh.generate_autoregressive(texts[0], max_new_tokens=12).text
+    assert decoder.last_stats.new_tokens == 12
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_without_memory_a_chat_over_a_pipe_ends_with_one_line_after_what_was_said(pair, decoder, monkeypatch, error):
+    from nanospec.target import Target
+
+    complete, calls = Target.judge, []
+
+    def refusing(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 12:
+            raise NO_MEMORY[error]()
+        return complete(*arguments, **options)
+
+    monkeypatch.setattr(Target, "judge", refusing)
+    result = run(pair, "Why?\nHow?\nWhen?\n", "--max-new-tokens", "12")
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith("error: out of memory: ")
+    assert "Traceback" not in result.output
+    monkeypatch.undo()
+    why, how = answers(decoder, "Why?", "How?", max_new_tokens=12)
+    first, second, rest = result.stdout.split("\n")
+    assert first == why
+    assert 0 < len(second) < len(how)
+    assert how.startswith(second)
+    assert rest == ""
 
 
 def test_an_answer_that_fills_the_context_window_says_so(decoder):
