@@ -49,15 +49,15 @@ def nanospec(
     attach_context(rewritten, context)
     changed = run_passes(rewritten)
     if gather_output_head.__name__ not in changed:
-        _warn_of_overlooked_head(rewritten.graph, context)
+        _warn_of_overlooked_head(rewritten, context)
     if not changed:
         return _compile_inner(graph_module, example_inputs, chosen)
     compiled = _compile_inner(rewritten, [*example_inputs, *_as_compile_inputs(context.static_inputs)], chosen)
     return _with_static_inputs(compiled, context, names)
 
 
-def _warn_of_overlooked_head(graph: fx.Graph, context: RewriteContext) -> None:
-    head = find_overlooked_head(graph, context)
+def _warn_of_overlooked_head(graph_module: fx.GraphModule, context: RewriteContext) -> None:
+    head = find_overlooked_head(graph_module, context)
     if head is not None and context.vocabulary is not None:
         warnings.warn(
             "backend 'nanospec' has restricted no output head: the vocabulary has vocab_size "

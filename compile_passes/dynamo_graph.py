@@ -1,4 +1,4 @@
-"""A copy of the graph that Dynamo hands to a backend, free to gain inputs."""
+"""The graph that Dynamo hands to a backend: a copy that is free to gain inputs, and why it ends where it does."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ def copy_graph_module(graph_module: fx.GraphModule) -> fx.GraphModule:
         if name not in vars(twin):
             setattr(twin, name, value)
     return twin
+
+
+def ends_in_graph_break(graph_module: fx.GraphModule) -> bool:
+    """Whether Dynamo, or a copy of what it made, goes on behind this graph with the rest of the same function."""
+    reason = getattr(graph_module, "compile_subgraph_reason", None)  # None: captured by something else
+    return reason is not None and reason.graph_break

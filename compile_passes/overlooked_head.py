@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import fx
 
+from compile_passes.dynamo_graph import ends_in_graph_break
 from compile_passes.node_queries import call_name, find_example_tensor, find_weight_product, require_example_tensor
 from compile_passes.output_head import find_use_as_activation
 from compile_passes.rewrite_context import RewriteContext
@@ -24,22 +25,26 @@ class OverlookedHead(NamedTuple):
     num_rows: int
 
 
-def find_overlooked_head(graph: fx.Graph, context: RewriteContext) -> OverlookedHead | None:
+def find_overlooked_head(graph_module: fx.GraphModule, context: RewriteContext) -> OverlookedHead | None:
     """The first product of a rewritten graph that looks like an output head and still computes all of its rows.
 
-    It multiplies with an input of the graph [W, D], W above D and at least an eighth of vocab_size, or with the weight
-    that the caller named; numbers of width W made of it are returned or chosen from; nothing takes them for
-    activations. So a model that Dynamo has broken into several graphs has none where its head is not: those return
-    hidden states, of width D, or the parts of attention, as wide as one of its heads.
+    It multiplies with an input of the graph: the weight that the caller named, one [V, D], or one [W, D] with W above D
+    and at least an eighth of V. Numbers of width W made of it are returned or chosen from; nothing takes them for
+    activations. What leaves the graph at a graph break is not returned, the rest of the model takes it: there W must be
+    V or the weight the named one, and an MLP broken behind its first product is none. So a model that Dynamo has broken
+    into several graphs has none where its head is not: the others hand on activations, or return hidden states, of
+    width D, or the parts of attention, as wide as one of its heads.
     """
     if context.vocabulary is None:
         return None
-    for node in graph.nodes:
+    vocab_size, is_broken = context.vocabulary.vocab_size, ends_in_graph_break(graph_module)
+    for node in graph_module.graph.nodes:
         product = find_weight_product(node) if node.users else None
-        num_rows = None if product is None else _rows_of_head(product.weight, context, context.vocabulary.vocab_size)
-        if product is None or num_rows is None:
+        num_rows = None if product is None else _rows_of_head(product.weight, context, vocab_size)
+        if product is None or num_rows is None or find_use_as_activation(node) is not None:
             continue
-        if find_use_as_activation(node) is None and _is_scored(node, num_rows):
+        is_certain = num_rows == vocab_size or context.head_weight is not None
+        if _is_scored(node, num_rows, returns=is_certain or not is_broken):
             return OverlookedHead(product.weight.name, num_rows)
     return None
 
@@ -57,12 +62,12 @@ def _rows_of_head(node: fx.Node, context: RewriteContext, vocab_size: int) -> in
     return rows if rows > columns and rows >= _LEAST_SHARE * vocab_size else None
 
 
-def _is_scored(head: fx.Node, num_rows: int) -> bool:
-    """Whether the result, or what is made of it in the same width, is returned or chosen from."""
+def _is_scored(head: fx.Node, num_rows: int, returns: bool) -> bool:
+    """Whether the result, or what is made of it in the same width, is chosen from, or leaves a graph that `returns`."""
     seen, pending = {head}, [head]
     while pending:
         for user in pending.pop().users:
-            if user.op == "output" or call_name(user) in _SCORINGS:
+            if call_name(user) in _SCORINGS or (user.op == "output" and returns):
                 return True
             value = find_example_tensor(user)
             width = value.shape[-1] if value is not None and value.dim() else None

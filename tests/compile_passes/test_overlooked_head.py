@@ -25,7 +25,7 @@ def head_of(num_rows: int) -> nn.Linear:
 
 def overlooked(function: Callable, head: nn.Module | None = None) -> OverlookedHead | None:
     graph_module, _ = rewrite(function, HIDDEN, vocabulary=DraftVocabulary(V, 12), head=head)
-    return find_overlooked_head(graph_module.graph, require_context(graph_module))
+    return find_overlooked_head(graph_module, require_context(graph_module))
 
 
 def _with_bias_of_ones_own(head: nn.Linear, h: Tensor) -> Tensor:
@@ -115,10 +115,41 @@ class Broken(nn.Module):
         return self.lm_head(h)
 
 
-def warnings_of(num_rows: int) -> list[str]:
+class BrokenMLP(nn.Module):
+    """An MLP, broken behind the product that widens, and the head of a model whose layer it is."""
+
+    def __init__(self, width: int, num_rows: int) -> None:
+        super().__init__()
+        self.up, self.down, self.lm_head = nn.Linear(D, width), nn.Linear(width, D), nn.Linear(D, num_rows)
+        self.requires_grad_(False)
+
+    def layer(self, h: Tensor) -> Tensor:
+        wide = self.up(h)
+        torch._dynamo.graph_break()
+        return self.down(torch.relu(wide))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.lm_head(h + self.layer(h))
+
+
+class BrokenBehindHead(nn.Module):
+    """A model that does something with its logits that Dynamo cannot take into the graph."""
+
+    def __init__(self, num_rows: int, choose: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        super().__init__()
+        self.lm_head, self.choose = head_of(num_rows), choose
+
+    def forward(self, h: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):  # so that no pass restricts it
+            logits = self.choose(self.lm_head(h))
+        torch._dynamo.graph_break()
+        return torch.relu(logits)
+
+
+def warnings_of(model: nn.Module, head: nn.Module | None = None) -> list[str]:
     torch._dynamo.reset()
-    options = {"vocabulary": DraftVocabulary(V, 12), "inner": "eager"}
-    compiled = torch.compile(Broken(num_rows), backend="nanospec", options=options)
+    options = {"vocabulary": DraftVocabulary(V, 12), "inner": "eager", "head": head}
+    compiled = torch.compile(model, backend="nanospec", options=options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         compiled(HIDDEN)
@@ -126,7 +157,28 @@ def warnings_of(num_rows: int) -> list[str]:
 
 
 def test_the_backend_warns_once_for_the_graph_with_the_head_and_not_where_it_is_restricted() -> None:
-    (text,) = warnings_of(V + 1)
+    (text,) = warnings_of(Broken(V + 1))
     assert "vocab_size 50, the graph scores 51 ids with l_self_modules_lm_head_parameters_weight_" in text
     assert 'TORCH_LOGS="+compile_passes" shows why' in text
-    assert warnings_of(V) == []
+    assert warnings_of(Broken(V)) == []
+
+
+@pytest.mark.parametrize("width", [9, 40, V - 1, V + 1, 4 * V])
+def test_a_product_that_a_graph_break_hands_to_the_rest_of_the_model_is_no_head(width: int) -> None:
+    assert warnings_of(BrokenMLP(width, V)) == []
+
+
+@pytest.mark.parametrize("num_rows", [V - 1, V + 1])
+def test_the_head_of_a_model_that_breaks_elsewhere_is_still_found(num_rows: int) -> None:
+    (text,) = warnings_of(BrokenMLP(40, num_rows))
+    assert f"the graph scores {num_rows} ids" in text
+
+
+def test_at_a_graph_break_a_head_is_known_by_its_size_its_name_or_a_choice() -> None:
+    (text,) = warnings_of(BrokenBehindHead(V))
+    assert "the graph scores 50 ids" in text
+    assert warnings_of(BrokenBehindHead(V + 1)) == []
+    (text,) = warnings_of(BrokenBehindHead(V + 1, lambda logits: logits.topk(3).values))
+    assert "the graph scores 51 ids" in text
+    named = BrokenBehindHead(V)
+    assert len(warnings_of(named, named.lm_head)) == 1
