@@ -57,7 +57,7 @@ from nanospec.vocab.static_list import read_static_list
 from nanospec.vocab_selector import VocabSelector, fewest_rows
 
 DEFAULT_NUM_TOP, MAX_NUM_TOP = 16, 64
-GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks.md has accept lengths, beside those of 1
+GREEDY_DRAFT_TEMPERATURE = 0.5  # docs/benchmarks_accept_length.md has its accept lengths, and those of 1
 MAX_CAPTURED_STEPS = 4  # tree shapes and ways to sample whose graphs are kept
 
 
