@@ -14,7 +14,6 @@ from nanospec.cli.answer_view import view_of_terminal
 from nanospec.cli.chat_loop import ChatLoop
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.options import (
-    VOCAB_METAVAR,
     AcceptanceOption,
     CompileOption,
     CudaGraphOption,
@@ -27,11 +26,13 @@ from nanospec.cli.options import (
     MinPOption,
     NumTopOption,
     RepetitionPenaltyOption,
+    StopOption,
     TargetOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
     TreeOption,
+    VocabOption,
     load_decoder,
 )
 from nanospec.cli.progress import busy
@@ -47,7 +48,7 @@ def chat(
     target: TargetOption = None,
     draft: DraftOption = None,
     lookup: LookupOption = False,
-    vocab: Annotated[str, typer.Option(metavar=VOCAB_METAVAR, help="Vocabulary to draft from.")] = "in-context",
+    vocab: VocabOption = "in-context",
     max_new_tokens: Annotated[int, typer.Option(help="An answer ends after this many tokens.")] = 512,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
@@ -56,7 +57,7 @@ def chat(
     repetition_penalty: RepetitionPenaltyOption = 1.0,
     seed: Annotated[int | None, typer.Option(help="Of the first answer; every further one has the next.")] = None,
     acceptance: AcceptanceOption = "exact",
-    stop: Annotated[list[str] | None, typer.Option(help="An answer stops at this text; may be repeated.")] = None,
+    stop: StopOption = None,
     tree: TreeOption = None,
     num_top: NumTopOption = None,
     dtype: DtypeOption = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nanospec.cli.answer_view import LiveView, PlainView
@@ -14,24 +13,6 @@ if TYPE_CHECKING:
     from nanospec.stats import GenerationStats
 
 COMMAND, CONTINUED = "/", "\\"
-
-
-@dataclass
-class ChatTotals:
-    """Sums over the answers of a chat."""
-
-    answers: int = 0
-    new_tokens: int = 0
-    steps: int = 0
-    step_tokens: int = 0
-    active_rows: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-
-    def add(self, stats: GenerationStats) -> None:
-        self.answers += 1
-        for name in ("new_tokens", "steps", "step_tokens", "active_rows", "prompt_tokens", "cached_tokens"):
-            setattr(self, name, getattr(self, name) + getattr(stats, name))
 
 
 class ChatLoop:
@@ -50,7 +31,7 @@ class ChatLoop:
         keeps_going: bool,
     ) -> None:
         self.conversation, self.settings, self.view, self.keeps_going = conversation, settings, view, keeps_going
-        self.totals = ChatTotals()
+        self.answered: list[GenerationStats] = []
         self._commands: dict[str, tuple[str, Callable[[], bool]]] = {
             "/help": ("these lines", self._help),
             "/regen": ("another answer in place of the last one", self._regenerate),
@@ -85,7 +66,7 @@ class ChatLoop:
     def _answer(self, begin: Callable[[dict[str, Any]], Answer]) -> bool:
         decoder, settings = self.conversation.decoder, dict(self.settings)
         if settings.get("seed") is not None:
-            settings["seed"] += self.totals.answers
+            settings["seed"] += len(self.answered)
         pieces = begin(settings)
         decoder.last_stats = None
         try:
@@ -96,7 +77,7 @@ class ChatLoop:
         finally:
             pieces.close()  # what was said enters the history
             if decoder.last_stats is not None:
-                self.totals.add(decoder.last_stats)
+                self.answered.append(decoder.last_stats)
         window = decoder.target.context_window
         if self.conversation.num_tokens >= window:
             self.view.say(
@@ -127,12 +108,14 @@ class ChatLoop:
         return True
 
     def _stats(self) -> bool:
-        totals, target = self.totals, self.conversation.decoder.target
+        answered, target = self.answered, self.conversation.decoder.target
+        num_steps = max(1, sum(stats.steps for stats in answered))
         self.view.say(
-            f"{totals.answers} answers, {totals.new_tokens:,} tokens, "
-            f"{totals.step_tokens / max(1, totals.steps):.2f} per pass, "
-            f"{totals.active_rows / max(1, totals.steps):,.0f} rows, "
-            f"reused {totals.cached_tokens:,} of {totals.prompt_tokens:,}; "
+            f"{len(answered)} answers, {sum(stats.new_tokens for stats in answered):,} tokens, "
+            f"{sum(stats.step_tokens for stats in answered) / num_steps:.2f} per pass, "
+            f"{sum(stats.active_rows for stats in answered) / num_steps:,.0f} rows, "
+            f"reused {sum(stats.cached_tokens for stats in answered):,} of "
+            f"{sum(stats.prompt_tokens for stats in answered):,}; "
             f"the context window holds {self.conversation.num_tokens:,} of {target.context_window:,} tokens"
         )
         return True

@@ -10,7 +10,6 @@ import typer
 from nanospec.all_or_nothing import new_file
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.options import (
-    VOCAB_METAVAR,
     DebugOption,
     DeviceOption,
     DraftOption,
@@ -21,6 +20,7 @@ from nanospec.cli.options import (
     TargetOption,
     TemperatureOption,
     TreeOption,
+    VocabOption,
     load_decoder,
 )
 from nanospec.cli.progress import busy
@@ -32,7 +32,7 @@ def explain(
     target: TargetOption = None,
     draft: DraftOption = None,
     lookup: LookupOption = False,
-    vocab: Annotated[str, typer.Option(metavar=VOCAB_METAVAR, help="Vocabulary to draft from.")] = "in-context",
+    vocab: VocabOption = "in-context",
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 128,
     temperature: TemperatureOption = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,

@@ -12,7 +12,6 @@ import typer
 
 from nanospec.cli.errors import one_line_errors
 from nanospec.cli.options import (
-    VOCAB_METAVAR,
     AcceptanceOption,
     CompileOption,
     CudaGraphOption,
@@ -26,11 +25,13 @@ from nanospec.cli.options import (
     MinPOption,
     NumTopOption,
     RepetitionPenaltyOption,
+    StopOption,
     TargetOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
     TreeOption,
+    VocabOption,
     load_decoder,
 )
 from nanospec.cli.progress import busy
@@ -47,7 +48,7 @@ def generate(
     target: TargetOption = None,
     draft: DraftOption = None,
     lookup: LookupOption = False,
-    vocab: Annotated[str, typer.Option(metavar=VOCAB_METAVAR, help="Vocabulary to draft from.")] = "in-context",
+    vocab: VocabOption = "in-context",
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
@@ -56,7 +57,7 @@ def generate(
     repetition_penalty: RepetitionPenaltyOption = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
     acceptance: AcceptanceOption = "exact",
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
+    stop: StopOption = None,
     tree: TreeOption = None,
     num_top: NumTopOption = None,
     dtype: DtypeOption = None,

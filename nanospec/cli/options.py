@@ -23,6 +23,8 @@ DraftOption = Annotated[
         "which needs no weights. Of the embedded target: eagle, eagle3, medusa or prompt-lookup."
     ),
 ]
+VOCAB_METAVAR = "in-context|full|static:N|static:FILE|hybrid:N|hybrid:auto|routed:FILE|hybrid:N+routed:FILE:N[+prior]"
+VocabOption = Annotated[str, typer.Option(metavar=VOCAB_METAVAR, help="Vocabulary to draft from.")]
 TreeOption = Annotated[
     str | None,
     typer.Option(metavar="auto|DEPTH,BRANCHING,NODES", help="Tree to draft; auto measures at start-up."),
@@ -55,6 +57,7 @@ RepetitionPenaltyOption = Annotated[float, typer.Option(help="Above 1 makes toke
 AcceptanceOption = Annotated[
     str, typer.Option(metavar="exact|typical", help="typical is lossy: keeps any likely drafted token.")
 ]
+StopOption = Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")]
 NumTopOption = Annotated[
     int | None,
     typer.Option(help="Suggestions of the target per position that enter an in-context vocabulary. Default: 16."),
@@ -85,7 +88,6 @@ LookupOption = Annotated[
     bool,
     typer.Option("--lookup", help="Prompt lookup joins the draft: what followed the same tokens earlier."),
 ]
-VOCAB_METAVAR = "in-context|full|static:N|static:FILE|hybrid:N|hybrid:auto|routed:FILE|hybrid:N+routed:FILE:N[+prior]"
 
 
 def load_decoder(

@@ -229,7 +229,7 @@ def test_an_interrupted_answer_stays_as_far_as_it_was_said(decoder, monkeypatch)
     kept = loop.conversation.messages[1]["content"]
     assert [message["role"] for message in loop.conversation.messages] == ["user", "assistant"] * 2
     assert 0 < len(kept) < len(answers(decoder, "Why?", max_new_tokens=12)[0])
-    assert loop.totals.answers == 2
+    assert len(loop.answered) == 2
 
 
 def test_lines_that_are_whole_are_shown_once_and_figures_stand_below_the_answer():
