@@ -81,6 +81,8 @@ def _plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """What it is made of, for a tensor that is a shell around others: quantised or distributed ones."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _plain_parts(getattr(tensor, name))
+            part = getattr(tensor, name)
+            if isinstance(part, Tensor):  # a distributed one names its mesh as well
+                yield from _plain_parts(part)
     else:
         yield tensor

@@ -158,3 +158,23 @@ def test_the_state_of_a_weight_made_in_inference_mode_can_be_told():
     with torch.inference_mode():
         model = nn.Linear(2, 3)
     assert weight_state(model) == weight_state(model)
+
+
+class OnAMesh(TwoTensor):
+    """Names what is no tensor among its parts, as a DTensor does."""
+
+    def __tensor_flatten__(self):
+        names, context = super().__tensor_flatten__()
+        return [*names, "mesh"], context
+
+
+def test_a_shell_may_name_parts_that_are_no_tensors():
+    parts = torch.randn(2, 2), torch.randn(2, 2)
+    model = nn.Linear(2, 2, bias=False)
+    model.weight = nn.Parameter(OnAMesh(*parts), requires_grad=False)
+    model.weight.mesh = "cpu:2"
+    before = weight_state(model)
+    assert weight_state(model) == before
+    assert weight_places(model) == weight_places(model)
+    model.weight.b.data = torch.randn(2, 2)
+    assert weight_state(model) != before
