@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.shapes import DTYPE, Shape
-from nanospec.ops.weight_first import linear, reads_weight_first
+from nanospec.ops.weight_first import reads_weight_first, weight_first_linear
 
 NUM_TOKENS = (1, 8, 16, 64)
 # bf16 results of order 1, each rounded once to 8 significant bits; the order of summation may move the rounding.
@@ -26,10 +26,12 @@ def test_time_of_the_order_of_products(shape: Shape, num_tokens: int, device: to
     if not reads_weight_first(tokens[0]):
         pytest.skip("there is one order on this machine")
     for x, weight in zip(tokens, matrices, strict=True):
-        torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(weight_first_linear(x, weight), F.linear(x, weight), rtol=TOLERANCE, atol=TOLERANCE)
 
     def multiply(as_it_lies: bool) -> list[Tensor]:
-        return [linear(x, weight, as_it_lies=as_it_lies) for x, weight in zip(tokens, matrices, strict=True)]
+        return [
+            weight_first_linear(x, weight, as_it_lies=as_it_lies) for x, weight in zip(tokens, matrices, strict=True)
+        ]
 
     compare(
         f"products of a layer, D = {hidden}, {num_tokens} tokens",

@@ -50,7 +50,7 @@ class GatheredHead(nn.Module):
             return gathered_linear(hidden, self.weight, head_pos, self.bias, count)
         _check_rows(hidden, vocab)
         logits = rows_linear(hidden, vocab.rows, None if self.bias is None else self.bias[head_pos])
-        return _mask_unused(logits, vocab)
+        return logits if vocab.all_active else _mask_unused(logits, vocab.count)
 
     def best(self, hidden: Tensor, vocab: DraftVocab, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """The k best ids after every token, int64 [B, n, k], and their log-probabilities over the draft vocabulary, of
@@ -97,12 +97,13 @@ def _check_rows(hidden: Tensor, vocab: DraftVocab) -> None:
         raise TypeError(f"hidden must have the head's dtype {rows.dtype}, got {hidden.dtype}")
 
 
-def _mask_unused(logits: Tensor, vocab: DraftVocab) -> Tensor:
-    """-inf in the columns from `count` on, in place."""
-    count, num_active, num_ids = vocab.count, vocab.num_active, logits.shape[-1]
-    if num_active is not None:
+def _mask_unused(logits: Tensor, count: Tensor) -> Tensor:
+    """-inf in the columns from `count` [B or 1] on, in place."""
+    num_ids = logits.shape[-1]
+    if count.device.type == "cpu" and count.shape[0] == 1 and not torch.compiler.is_compiling():
+        num_active = int(count)  # nothing waits there
         if num_active < num_ids:
             logits.narrow(-1, num_active, num_ids - num_active).fill_(float("-inf"))
         return logits
-    unused = torch.arange(logits.shape[-1], device=logits.device) >= count[:, None]  # [B or 1, K]
+    unused = torch.arange(num_ids, device=logits.device) >= count[:, None]  # [B or 1, K]
     return logits.masked_fill_(unused[:, None], float("-inf"))

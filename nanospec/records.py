@@ -15,8 +15,7 @@ class DraftVocab(NamedTuple):
     count     int32 [B]       number of active columns, at most K
     rows      [B, K, D]|None  head rows of `draft_ids`, contiguous (packed mode); None: read from the head (indexed)
 
-    num_active: `count` of one sequence, or of all alike, where the host knows it; None: only the device does. Views
-    follow what is learnt later, this number does not: select again.
+    all_active: the caller knows on the host that no column is unused; nothing is masked then.
 
     head_pos int64 [B, K]|None  row of the drafter's head that scores each id; None: the ids themselves
 
@@ -34,16 +33,11 @@ class DraftVocab(NamedTuple):
     draft_ids: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which no record needs
     rows: Tensor | None
-    num_active: int | None = None
+    all_active: bool = False
     head_pos: Tensor | None = None
     raise_scores: Callable[[Tensor, Tensor], Tensor] | None = None
     at_level: Callable[[Tensor, int], DraftVocab] | None = None
     look_ahead: Callable[[Tensor, Tensor, int], None] | None = None
-
-    @property
-    def all_active(self) -> bool:
-        """Whether the host knows that no column is unused."""
-        return self.num_active == self.draft_ids.shape[1]
 
     def changed(self, change: Callable[[DraftVocab], DraftVocab]) -> DraftVocab:
         """`change` of this vocabulary and, where every level has its own, of each of those."""

@@ -8,7 +8,7 @@ import torch
 
 from bench.gpu.draft_bed import DraftBed
 from bench.gpu.timing import time_sides
-from bench.real_shapes.pair import CPU, RandomPair, as_the_loop, children_over, vocabularies
+from bench.real_shapes.pair import CPU, RandomPair, children_over, vocabularies
 from bench.real_shapes.sizes import HYBRID, RealSizes
 from bench.real_shapes.stages import ONE_CALL, cached
 from nanospec.decode import SpeculativeDecoder
@@ -23,7 +23,7 @@ def choose_tree(accepting: SpeculativeDecoder, pair: RandomPair, sizes: RealSize
     """The tree that the decoder's own search picks, as with the hybrid vocabulary, if `pair` accepted as `accepting`
     does."""
     verify: dict[int, float] = {}
-    vocab = as_the_loop(vocabularies(sizes, pair.target.head_weight)[HYBRID])
+    vocab = vocabularies(sizes, pair.target.head_weight)[HYBRID].select()
     overheads = device.overheads
 
     def measure(_: SpeculativeDecoder, probe: TreeShape, counts: list[int]) -> StepCosts:

@@ -96,7 +96,7 @@ class Sweep:
         count = torch.full(ids.shape[:1], ids.shape[1], dtype=torch.int32)
         calls: dict[str, Call] = {
             FULL: partial(bed.draft, children_over(bed, FullVocab(weight).select())),
-            HYBRID: partial(bed.draft, children_over(bed, DraftVocab(ids, count, rows, ids.shape[1]))),
+            HYBRID: partial(bed.draft, children_over(bed, DraftVocab(ids, count, rows))),
             HEADLESS: partial(bed.draft, bed.headless()),
         }
         pair = self.pair.expected_on(self.device, self.tree, context_length, batch_size)

@@ -94,13 +94,8 @@ def fill(vocab: InContextVocab, num_active: int) -> None:
 
 def children_by_side(bed: DraftBed, vocabs: Mapping[str, VocabSelector]) -> dict[str, Children]:
     """The decoder's own head, temperature and search over each vocabulary, and the head deleted."""
-    sides: dict[str, Children] = {name: children_over(bed, as_the_loop(vocab)) for name, vocab in vocabs.items()}
+    sides: dict[str, Children] = {name: children_over(bed, vocab.select()) for name, vocab in vocabs.items()}
     return {**sides, HEADLESS: bed.headless()}
-
-
-def as_the_loop(vocab: VocabSelector) -> DraftVocab:
-    """What a decoding loop, which knows how many columns to read, drafts from."""
-    return vocab.select(vocab.select().draft_ids.shape[1])
 
 
 def children_over(bed: DraftBed, vocab: DraftVocab) -> Children:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.suite.decoded import Decode, Decoded
-from bench.suite.peers import LOOKUP_TOKENS, load_assistant, peer
+from bench.suite.peers import LOOKUP_TOKENS, as_published, load_assistant, peer
 from bench.suite.rows import ASSISTED, LOOKUP, PAIR, PEERS, VLLM, VLLM_ROWS, Row, vocab_of
 from bench.suite.vllm_peers import VllmPeers
 from nanospec.checkpoints import load_drafter
@@ -87,11 +87,11 @@ class Contenders:
         return self._decoder(row.drafter, vocab_of(row, self.options), tree)
 
     def _build(self, row: Row, trees: Mapping[str, TreeShape]) -> Decode:
-        target = self.decoder.target.model
         if row.name in VLLM_ROWS:
             assert self.vllm is not None, f"{row.name} is left out without vLLM"
             return self.vllm.row(row.name, trees[row.name].depth if row.name in trees else None)
         if row.name in PEERS:
+            target = as_published(self.decoder.target.model)
             if row.name == ASSISTED:
                 return peer(target, assistant_model=self._load_assistant())
             return peer(target, prompt_lookup_num_tokens=LOOKUP_TOKENS) if row.name == LOOKUP else peer(target)

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -19,6 +19,7 @@ from bench.suite.decoded import Decode, Decoded
 from nanospec.checkpoints.causal_lm import check_same_tokens
 from nanospec.checkpoints.target import load_language_model
 from nanospec.decode import SpeculativeDecoder
+from nanospec.ops.weight_first import WeightFirstLinear
 
 LOOKUP_TOKENS = 10
 
@@ -70,6 +71,16 @@ def without_end(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
+def as_published(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in layers as transformers makes them, for those that nanospec has changed on loading."""
+    weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, weights)
+    for layer in twin.modules():
+        if type(layer) is WeightFirstLinear:
+            layer.__class__ = nn.Linear
+    return twin
+
+
 def load_assistant(path: str, decoder: SpeculativeDecoder) -> PreTrainedModel:
     """A small language model in the target's dtype and on its device, its weights as loading left them: torch
     multiplies slices by weights that need no gradient many times slower in bfloat16.
@@ -79,4 +90,4 @@ def load_assistant(path: str, decoder: SpeculativeDecoder) -> PreTrainedModel:
     model, tokenizer = load_language_model(path, "assistant", decoder.target.dtype, decoder.target.device)
     if tokenizer is not None and decoder.tokenizer is not None:
         check_same_tokens(decoder.tokenizer, tokenizer, path)
-    return without_end(model.eval())
+    return without_end(as_published(model.eval()))

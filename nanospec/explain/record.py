@@ -171,6 +171,6 @@ class _Recorder:
         self.steps.append(ExplainedStep(len(self.active_ids), nodes))
 
     def _see(self, vocab: DraftVocab) -> DraftVocab:
-        count = int(vocab.count[0]) if vocab.num_active is None else vocab.num_active
+        count = vocab.draft_ids.shape[1] if vocab.all_active else int(vocab.count[0])
         self.active_ids.update(vocab.draft_ids[0, :count].tolist())
         return vocab

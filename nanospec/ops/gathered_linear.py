@@ -82,8 +82,7 @@ def rows_linear(x: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         # Two-dimensional and contiguous: on strided 3-D input torch would copy the rows into a batched product.
         tokens = x.reshape(-1, x.shape[-1])
         if is_weight_first(tokens, rows[0]):
-            logits = product_columns(tokens, rows[0]).t()
-            logits = logits if bias is None else logits + bias[0]
+            logits = product_columns(tokens, rows[0], None if bias is None else bias[0]).t()
         else:
             logits = F.linear(tokens, rows[0], None if bias is None else bias[0])
         return logits.view(*x.shape[:-1], rows.shape[1])
@@ -157,15 +156,9 @@ def _on_cpu(
         if num_active == num_ids:
             return logits
         return F.pad(logits[..., :num_active], (0, num_ids - num_active), value=float("-inf"))
-    tokens = x.reshape(-1, x.shape[2]).t()  # [D, B * n]
-    if num_active == num_ids:
-        columns = torch.mm(rows[0], tokens)
-    else:
-        columns = x.new_empty((num_ids, tokens.shape[1]))
-        torch.mm(rows[0], tokens, out=columns[:width])
-        columns[num_active:].fill_(float("-inf"))
-    if bias is not None:
-        columns[:num_active] += bias[draft_ids[0, :num_active], None]
+    columns = product_columns(x.reshape(-1, x.shape[2]), rows[0], None if bias is None else bias[draft_ids[0]])
+    if num_active < num_ids:
+        columns = F.pad(columns[:num_active], (0, 0, 0, num_ids - num_active), value=float("-inf"))
     return columns.t().view(*x.shape[:2], num_ids)
 
 
@@ -195,7 +188,7 @@ def _in_full(
     """All K columns in plain PyTorch, those from `count` on masked afterwards."""
     if rows is None:
         rows = _pick_rows(weight, draft_ids)
-    logits = rows_linear(x, rows, None if bias is None else bias[draft_ids])
+    logits = rows_linear(x, rows, None if bias is None else bias[draft_ids]).contiguous()  # as the fake promises
     return logits if count is None else logits.masked_fill_(_is_unused(draft_ids, count)[:, None], float("-inf"))
 
 

@@ -7,20 +7,22 @@ same products, rounded once; in which order it is summed is the library's choice
 
 from __future__ import annotations
 
+import os
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HAS_AMX = torch.cpu._is_amx_tile_supported()
+# What the processor has, unless its use is forbidden to oneDNN, which multiplies.
+HAS_AMX = torch.cpu._is_amx_tile_supported() and (
+    "AMX" in os.environ.get("ONEDNN_MAX_CPU_ISA", "AMX") or os.environ["ONEDNN_MAX_CPU_ISA"] in ("ALL", "DEFAULT")
+)
 LEAST_WEIGHTS = 2**20  # fewer are multiplied in less time than the calls beside them take
 MOST_TOKENS = 128  # beyond, arithmetic counts, and x · weightᵀ catches up
 INPUTS_PER_TOKEN = 24  # fewer, and what the order saves goes into transposing the result
-COLUMN_TOKENS, MOST_EMPTY = (
-    64,
-    16,
-)  # a search by columns takes so many side by side; more empty ones cost more than it saves
+COLUMN_TOKENS = 64  # that a search by columns looks through side by side
+MOST_EMPTY = 16  # of them; more cost more than the search saves
 # Layers of transformers' models whose results are only taken element by element.
 ELEMENTWISE = ("gate_proj", "up_proj", "gate_up_proj")
 
@@ -43,23 +45,21 @@ def is_weight_first(x: Tensor, weight: Tensor, is_transposed: bool = False) -> b
     return reads_weight_first(x) and is_plain and is_large and 0 < x.numel() <= most * num_inputs
 
 
-def product_columns(x: Tensor, weight: Tensor) -> Tensor:
-    """x [n, D], weight [N, D] -> weight · xᵀ [N, n], contiguous."""
+def product_columns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [n, D], weight [N, D], bias [N] -> weight · xᵀ + bias [N, n], contiguous."""
     if x.shape[0] == 1:  # a product with a single column takes as long as x · weightᵀ, with two it does not
-        return torch.mm(weight, x.expand(2, -1).t())[:, :1]
-    return torch.mm(weight, x.t())
+        return product_columns(x.expand(2, -1), weight, bias)[:, :1].contiguous()
+    return torch.mm(weight, x.t()) if bias is None else torch.addmm(bias[:, None], weight, x.t())
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, as_it_lies: bool = False) -> Tensor:
+def weight_first_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, as_it_lies: bool = False) -> Tensor:
     """As F.linear, x [.., D] · weight [N, D]ᵀ + bias [N], in the faster order for few tokens.
 
     as_it_lies: the result may be laid out output by output, for consumers that work element by element.
     """
     if not is_weight_first(x, weight, is_transposed=not as_it_lies):
         return F.linear(x, weight, bias)
-    output = product_columns(x.reshape(-1, x.shape[-1]), weight).t()
-    if bias is not None:
-        output = output + bias
+    output = product_columns(x.reshape(-1, x.shape[-1]), weight, bias).t()
     return (output if as_it_lies else output.contiguous()).view(*x.shape[:-1], weight.shape[0])
 
 
@@ -74,28 +74,32 @@ def columns(x: Tensor, layer: nn.Module) -> Tensor | None:
         return None
     if torch.compiler.is_compiling() or num_empty > MOST_EMPTY or not is_weight_first(x, layer.weight):
         return None
-    return linear(F.pad(x, (0, 0, 0, num_empty)), layer.weight, layer.bias, as_it_lies=True)
+    return weight_first_linear(F.pad(x, (0, 0, 0, num_empty)), layer.weight, layer.bias, as_it_lies=True)
 
 
 class WeightFirstLinear(nn.Linear):
-    """nn.Linear as `linear`."""
+    """nn.Linear as `weight_first_linear`; in_graphs: also where torch.compile traces it."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, as_it_lies: bool = False) -> None:
         super().__init__(in_features, out_features, bias)
-        self.as_it_lies = as_it_lies
+        self.as_it_lies, self.in_graphs = as_it_lies, True
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias, self.as_it_lies)
+        if not self.in_graphs and torch.compiler.is_compiling():
+            return F.linear(input, self.weight, self.bias)
+        return weight_first_linear(input, self.weight, self.bias, self.as_it_lies)
 
 
 def use_weight_first(model: nn.Module) -> int:
     """Make every plain nn.Linear inside `model` a `WeightFirstLinear`, in place; weights, names and hooks stay.
 
     Returns how many there were. `load_target` does this to the models that it loads itself, never to one that it is
-    given.
+    given. In graphs of torch.compile they remain F.linear, which passes over graphs know. What asks for layers whose
+    type is nn.Linear and no other, such as torch.ao.quantization, no longer finds them.
     """
     layers = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
     for name, layer in layers:
         layer.__class__ = WeightFirstLinear
-        cast(WeightFirstLinear, layer).as_it_lies = name.rpartition(".")[2] in ELEMENTWISE
+        first = cast(WeightFirstLinear, layer)
+        first.as_it_lies, first.in_graphs = name.rpartition(".")[2] in ELEMENTWISE, False
     return len(layers)

@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from nanospec.cli.machine import cpu_model
 from nanospec.ops.blocked_topk import blocked_topk
 from nanospec.ops.gathered_linear import gathered_linear, rows_linear
-from nanospec.ops.weight_first import linear, reads_weight_first
+from nanospec.ops.weight_first import reads_weight_first, weight_first_linear
 from nanospec.planning.device import Device, LoopRates, RowCurve
 from nanospec.planning.model_sizes import BYTES_PER_WEIGHT
 from nanospec.planning.random_decoder import DTYPE, DecoderSizes, measure_layer_factor, measure_overheads
@@ -127,7 +127,7 @@ def _loop_rates(effort: Effort) -> tuple[LoopRates, ...]:
 
 def _multiply(states: Tensor, matrices: tuple[Tensor, ...]) -> None:
     for matrix in matrices:
-        linear(states, matrix)
+        weight_first_linear(states, matrix)
 
 
 def _copy_rate(effort: Effort) -> float:
@@ -170,7 +170,7 @@ def _logit_seconds(effort: Effort) -> tuple[float, float, float]:
         logits = torch.randn(1, num_nodes, columns).to(DTYPE)
         if by_column:
             logits = logits.mT.contiguous().mT
-        return _seconds(lambda: (linear(states, matrix), search(logits)), effort.sample_s)
+        return _seconds(lambda: (weight_first_linear(states, matrix), search(logits)), effort.sample_s)
 
     def children(logits: Tensor) -> object:
         return best_children(sharpen(logits, 0.5), branching)

@@ -39,4 +39,4 @@ class FullVocab(nn.Module):
 
     def select(self, width: int | None = None) -> DraftVocab:
         """The vocabulary, always V wide; `width` is a bound for policies whose count varies."""
-        return DraftVocab(self.draft_ids, self.count, self.rows, self.draft_ids.shape[1])
+        return DraftVocab(self.draft_ids, self.count, self.rows, all_active=True)

@@ -137,18 +137,13 @@ class InContextVocab(nn.Module):
     def select(self, width: int | None = None) -> DraftVocab:
         """The ids in use, cut to `width` columns: an upper bound of `count` that the caller knows; None: all K.
 
-        The tensors returned are views that the next `observe` changes. Whoever knows a width counts on the host: on a
-        CPU, where nothing waits, one sequence's exact count comes with it. Raises ValueError for a width below 1.
+        Everything returned is a view that the next `observe` changes. Raises ValueError for a width below 1.
         """
-        counts_on_host = width is not None and not torch.compiler.is_compiling()
         width = self.tracker.capacity if width is None else min(width, self.tracker.capacity)
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         rows = None if self.rows is None else self.rows[:, :width]
-        count, num_active = self.tracker.count, None
-        if counts_on_host and count.device.type == "cpu" and count.shape[0] == 1:
-            num_active = min(int(count), width)
-        return DraftVocab(self.tracker.draft_ids[:, :width], count, rows, num_active)
+        return DraftVocab(self.tracker.draft_ids[:, :width], self.tracker.count, rows)
 
     def columns(self, ids: Tensor) -> Tensor:
         """ids int64 [B, ..] inside the vocabulary -> the column of each, int64, -1 where it has none now."""

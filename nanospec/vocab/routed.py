@@ -103,7 +103,7 @@ class RoutedVocab(nn.Module):
         ids = self.router.token_ids[None, : self._mean_rows]
         rows = None if self.rows is None else self.rows[None, : self._mean_rows]
         look_ahead = self.look_ahead if self._looks_ahead else None
-        return DraftVocab(ids, self.count, rows, ids.shape[1], at_level=self.at_level, look_ahead=look_ahead)
+        return DraftVocab(ids, self.count, rows, all_active=True, at_level=self.at_level, look_ahead=look_ahead)
 
     def look_ahead(self, token_ids: Tensor, states: Tensor, level: int) -> None:
         """Picks what `at_level` of this level will return, beside what runs meanwhile: from token_ids int64 [B, n], the
@@ -129,7 +129,7 @@ class RoutedVocab(nn.Module):
         self.first_column, self._last_rows = first_column, num_rows
         count = self.count.new_full((1,), num_rows)
         rows = None if self.rows is None else self.rows[positions]
-        return DraftVocab(self.router.token_ids[positions], count, rows, num_rows)
+        return DraftVocab(self.router.token_ids[positions], count, rows, all_active=True)
 
     def columns(self, ids: Tensor) -> Tensor:
         """ids int64 [B, ..] inside the vocabulary -> the column of each at the level drafted last, or -1."""

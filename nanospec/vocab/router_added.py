@@ -53,9 +53,7 @@ class RouterAddedVocab(nn.Module):
         chosen = self.policy.select(width)
         count = (chosen.count + self.num_added).clamp(max=self.capacity)
         at_level = partial(self.at_level, width=chosen.draft_ids.shape[1])
-        return chosen._replace(
-            count=count, num_active=None, at_level=at_level, look_ahead=self.routed.select().look_ahead
-        )
+        return chosen._replace(count=count, at_level=at_level, look_ahead=self.routed.select().look_ahead)
 
     def at_level(self, states: Tensor, level: int, width: int) -> DraftVocab:
         """The ids to score after states [1, n, D], the nodes of tree level `level`, in `width` columns."""

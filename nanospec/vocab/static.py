@@ -55,7 +55,7 @@ class StaticVocab(nn.Module):
 
     def select(self, width: int | None = None) -> DraftVocab:
         """The list, always N wide; `width` is a bound for policies whose count varies."""
-        return DraftVocab(self.draft_ids, self.count, self.rows, self.draft_ids.shape[1])
+        return DraftVocab(self.draft_ids, self.count, self.rows, all_active=True)
 
     def vocabulary_views(self) -> VocabularyViews:
         """Its buffers for the compile backend."""

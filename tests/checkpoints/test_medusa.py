@@ -86,7 +86,7 @@ def write(directory: Path, tensors: dict[str, Tensor], file: str = "medusa_lm_he
 def all_logits(drafter: MedusaDrafter, target: Target, feature: Tensor) -> Tensor:
     """[heads, V]"""
     ids = torch.arange(VOCAB)[None]
-    vocab = DraftVocab(ids, torch.tensor([VOCAB], dtype=torch.int32), target.head_weight.detach()[None], VOCAB)
+    vocab = DraftVocab(ids, torch.tensor([VOCAB], dtype=torch.int32), target.head_weight.detach()[None], True)
     state = drafter.extend(torch.zeros(1, 1, dtype=torch.int64), feature[None, None])
     logits = []
     for depth in range(1, drafter.max_depth + 1):

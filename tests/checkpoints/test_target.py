@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from nanospec.checkpoints.target import load_target, parse_dtype
+from nanospec.ops.weight_first import WeightFirstLinear
 from tests.tiny_families import FAMILIES, family_model
 
 # float32 logits of order 1 through two attention paths (masked and causal).
@@ -49,6 +51,13 @@ def test_a_saved_model_gives_its_own_logits(
     assert (target.vocab_size, target.dtype, target.device.type) == (37, torch.float32, "cpu")
 
 
+def test_a_model_that_is_loaded_here_reads_its_weights_first(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    layers = [layer for layer in load_target(tmp_path, device="cpu")[0].model.modules() if isinstance(layer, nn.Linear)]
+    assert layers
+    assert all(isinstance(layer, WeightFirstLinear) for layer in layers)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float64])
 def test_the_dtype_is_the_one_asked_for(tmp_path: Path, dtype: str | torch.dtype) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
@@ -64,6 +73,7 @@ def test_without_a_dtype_the_checkpoints_is_kept(tmp_path: Path) -> None:
 def test_a_loaded_module_is_taken_as_it_is() -> None:
     model = tiny_model("llama")
     assert load_target(model)[0].model is model
+    assert not any(isinstance(layer, WeightFirstLinear) for layer in model.modules())
     with pytest.raises(ValueError, match="dtype and device must be None for a loaded target, got 'float32' and None"):
         load_target(model, dtype="float32")
 

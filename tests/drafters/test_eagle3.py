@@ -128,9 +128,7 @@ def random_prompt(seed: int, length: int) -> tuple[Tensor, Tensor]:
 
 def own_vocab() -> DraftVocab:
     rows = torch.arange(TARGET_IDS.shape[0])[None]
-    return DraftVocab(
-        TARGET_IDS[None], torch.tensor([TARGET_IDS.shape[0]], dtype=torch.int32), None, TARGET_IDS.shape[0], rows
-    )
+    return DraftVocab(TARGET_IDS[None], torch.tensor([TARGET_IDS.shape[0]], dtype=torch.int32), None, True, rows)
 
 
 @given(variant=VARIANTS, length=st.integers(1, 7), cut=st.integers(1, 7))

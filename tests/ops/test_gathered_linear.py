@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from nanospec.ops import weight_first
 from nanospec.ops.gathered_linear import gathered_linear, shared_gathered_linear
 from nanospec.ops.gathered_linear_reference import gathered_linear_reference
 
 # float64 sums of at most 7 products of order 1: only the order of summation differs.
 ATOL = 1e-12
+BF16_RTOL = 2**-6  # one rounding to 8 bits, of sums of order 1
 OP = torch.ops.nanospec.gathered_linear.default
+# As on a CPU with AMX; the order is right without it and for small weights, only slow.
+WITH_AMX = patch.multiple(weight_first, HAS_AMX=True, LEAST_WEIGHTS=1)
 
 
 def make_inputs(
@@ -124,6 +130,36 @@ def test_gradients_are_the_derivatives(case: dict) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_is_a_sound_custom_op(case: dict) -> None:
     torch.library.opcheck(OP, make_inputs(2, 5, **case))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_is_a_sound_custom_op_where_weights_come_first(case: dict) -> None:
+    """Of bfloat16, as on a CPU with AMX: what lies column by column, and what its fake says of it, agree."""
+    args = [x.detach().bfloat16() if x is not None and x.is_floating_point() else x for x in make_inputs(2, 5, **case)]
+    with WITH_AMX:
+        torch.library.opcheck(OP, args, test_utils=("test_schema", "test_faketensor"))
+
+
+@given(
+    num_tokens=st.integers(0, 5),
+    num_ids=st.sampled_from((1, 5, 64, 150)),
+    count=st.integers(0, 150) | st.none(),
+    has_bias=st.booleans(),
+    has_rows=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=60)
+def test_shared_ids_are_scored_right_where_weights_come_first(
+    num_tokens, num_ids, count, has_bias, has_rows, seed
+) -> None:
+    counts = None if count is None else [min(count, num_ids)]
+    sizes = {"num_tokens": num_tokens, "is_shared": True, "has_bias": has_bias, "has_rows": has_rows, "seed": seed}
+    wide = [None if x is None else x.detach() for x in make_inputs(2, num_ids, count=counts, **sizes)]
+    args = [x.bfloat16() if x is not None and x.is_floating_point() else x for x in wide]
+    with WITH_AMX:
+        got = gathered_linear(*args)
+    expected = gathered_linear_reference(*(x.double() if x is not None and x.is_floating_point() else x for x in args))
+    torch.testing.assert_close(got.double(), expected, rtol=BF16_RTOL, atol=BF16_RTOL)
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:

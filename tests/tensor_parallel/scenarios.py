@@ -176,7 +176,7 @@ def head_vocabularies() -> list[DraftVocab]:
     shared, several = torch.tensor([[16, 0, 4, 5, 9]]), torch.tensor([[3, 2, 1, 0, 4], [16, 15, 14, 5, 0]])
     counts = [torch.tensor(count, dtype=torch.int32) for count in ([5], [3], [2, 4], [0])]
     return [
-        DraftVocab(shared, counts[0], None, shared.shape[1]),
+        DraftVocab(shared, counts[0], None, all_active=True),
         DraftVocab(shared, counts[1], None),
         DraftVocab(several, counts[2], None),
         DraftVocab(shared, counts[3], None),

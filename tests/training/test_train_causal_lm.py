@@ -61,7 +61,7 @@ def test_what_was_trained_is_what_its_directory_drafts(tmp_path: Path) -> None:
     assert isinstance(loaded, CausalLMDrafter)
 
     ids = torch.arange(VOCAB_SIZE)[None]
-    vocab = DraftVocab(ids, torch.tensor([VOCAB_SIZE]), loaded.head.weight[None], VOCAB_SIZE)
+    vocab = DraftVocab(ids, torch.tensor([VOCAB_SIZE]), loaded.head.weight[None], True)
     loaded.reset(SEQ_LEN)
     loaded.begin(tokens[None, :1])
     state = loaded.extend(tokens[None, 1:10], torch.empty(1, 9, 0))

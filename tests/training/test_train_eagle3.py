@@ -47,7 +47,7 @@ def test_what_was_trained_is_what_its_file_drafts(tmp_path: Path) -> None:
     predicted = trainer.student.lesson(window, reading, trainer.generator).predicted[0]
     loaded.reset(SEQ_LEN)
     state = loaded.extend(window[:1, 1:11], reading.features[:1, :10])
-    vocab = DraftVocab(torch.arange(VOCAB_SIZE)[None], torch.tensor([VOCAB_SIZE]), loaded.head.weight[None], VOCAB_SIZE)
+    vocab = DraftVocab(torch.arange(VOCAB_SIZE)[None], torch.tensor([VOCAB_SIZE]), loaded.head.weight[None], True)
     expected = target.head(predicted[:1, 9:10]).detach()
     torch.testing.assert_close(loaded.logits(state, vocab), expected, rtol=0, atol=ATOL)
 

@@ -41,7 +41,7 @@ def test_what_was_trained_is_what_its_file_drafts(tmp_path: Path) -> None:
     assert loaded.shape.num_outputs == 0
 
     ids = torch.arange(VOCAB_SIZE)[None]
-    vocab = DraftVocab(ids, torch.tensor([VOCAB_SIZE]), target.head_weight[None], VOCAB_SIZE)
+    vocab = DraftVocab(ids, torch.tensor([VOCAB_SIZE]), target.head_weight[None], True)
     features = trainer.read(tokens[None, :9]).features
     state = loaded.extend(tokens[None, 1:10], features)
     for depth, head in enumerate(student.module, start=1):

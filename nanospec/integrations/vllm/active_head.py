@@ -82,7 +82,7 @@ class ActiveHead:
             logits = _sharded_scores(grouped, weight, positions, count, shard)
         else:
             packed = self._rows_of(weight, positions)
-            vocab = DraftVocab(positions, count, packed, None if packed is None else positions.shape[1])
+            vocab = DraftVocab(positions, count, packed, all_active=packed is not None)
             logits = GatheredHead(weight)(grouped, vocab)
         unused = torch.arange(self.width, device=count.device) >= count[:, None]
         # A column that is not used repeats the first one's id, so it may hold its logit, too, when both are written.
@@ -115,5 +115,5 @@ def _sharded_scores(grouped: Tensor, weight: Tensor, positions: Tensor, count: T
     """[B, n, K]: every row of the head lies in one process, the others add zero: the sum is the logit itself."""
     is_own = (positions >= shard.first) & (positions < shard.behind)
     local = torch.where(is_own, positions - shard.first, 0)
-    logits = GatheredHead(weight)(grouped, DraftVocab(local, count, None, local.shape[1]))
+    logits = GatheredHead(weight)(grouped, DraftVocab(local, count, None, all_active=True))
     return shard.sum_over_ranks(torch.where(is_own[:, None], logits, 0.0))

@@ -4,13 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from bench.suite.contenders import engine_row
-from bench.suite.peers import peer, without_end
+from bench.suite.peers import as_published, peer, without_end
 from nanospec.decode import SpeculativeDecoder
+from nanospec.ops.weight_first import WeightFirstLinear, use_weight_first
 from nanospec.target import Target
 from tests.tiny_language_models import noisy_copy, tiny_language_model
-from tests.tiny_pair import VOCAB_SIZE, tiny_drafter
+from tests.tiny_pair import VOCAB_SIZE, tiny_drafter, tiny_model
 
 MODEL = tiny_language_model("llama", 3)
 ASSISTANT = without_end(noisy_copy(MODEL, 0.3))
@@ -60,3 +62,12 @@ def test_rows_of_our_engine_count_tokens_rows_and_stages():
     assert row.steps <= row.active_rows <= row.steps * VOCAB_SIZE
     assert sum(row.stages.values()) == pytest.approx(row.decode_seconds)
     assert min(row.stages.values()) >= 0
+
+
+def test_peers_run_the_same_weights_in_layers_of_transformers():
+    model = tiny_model(0)
+    assert use_weight_first(model) > 0
+    twin = as_published(model)
+    assert {type(layer) for layer in twin.modules() if isinstance(layer, nn.Linear)} == {nn.Linear}
+    assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {WeightFirstLinear}
+    assert all(own is other for own, other in zip(model.parameters(), twin.parameters(), strict=True))
