@@ -106,7 +106,7 @@ class Sweep:
 
     def _timed(self, sides: dict[tuple[int, str], tuple[Call, float]]) -> Growth:
         named = {f"{size}/{name}": call for (size, name), (call, _) in sides.items()}
-        times = time_sides(named, CPU, max(2, self.sizes.rounds // 2), ONE_CALL)
+        times = time_sides(named, CPU, max(2, self.sizes.rounds // 2), ONE_CALL, in_a_row=True)
         growth: Growth = {}
         for (size, name), (_, predicted) in sides.items():
             growth.setdefault(str(size), {})[name] = beside(times[f"{size}/{name}"], predicted)

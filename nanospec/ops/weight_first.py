@@ -37,12 +37,13 @@ def is_weight_first(x: Tensor, weight: Tensor, is_transposed: bool = False) -> b
 
     is_transposed: also where the result is then brought into the layout of x · weightᵀ.
     """
+    if weight.numel() < LEAST_WEIGHTS or not reads_weight_first(x):
+        return False
     num_inputs = weight.shape[1]
     most = min(MOST_TOKENS, num_inputs // INPUTS_PER_TOKEN) if is_transposed else MOST_TOKENS
     # Other kinds of tensors, quantised or spread over processes, have products of their own.
     is_plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype
-    is_large = weight.numel() >= LEAST_WEIGHTS
-    return reads_weight_first(x) and is_plain and is_large and 0 < x.numel() <= most * num_inputs
+    return is_plain and 0 < x.numel() <= most * num_inputs
 
 
 def product_columns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

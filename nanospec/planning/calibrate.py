@@ -127,7 +127,7 @@ def _loop_rates(effort: Effort) -> tuple[LoopRates, ...]:
 
 def _multiply(states: Tensor, matrices: tuple[Tensor, ...]) -> None:
     for matrix in matrices:
-        weight_first_linear(states, matrix)
+        weight_first_linear(states, matrix, as_it_lies=True)  # what layers do with it, their factor tells
 
 
 def _copy_rate(effort: Effort) -> float:
