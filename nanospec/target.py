@@ -303,19 +303,19 @@ class Target(nn.Module):
         if num_top == 0:
             logits = self.head(hidden)
             return Verification(logits, features, token_ids.new_empty(shape), logits.new_empty(shape))
-        logits, values, ids = self._search(hidden.flatten(0, 1), num_top, needs_logits)
-        return Verification(logits.unflatten(0, token_ids.shape), features, ids.view(shape), values.view(shape))
+        logits, values, ids = self._search(hidden, num_top, needs_logits)
+        return Verification(logits, features, ids.view(shape), values.view(shape))
 
     def _search(self, hidden: Tensor, num_top: int, needs_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden [n, D] -> logits [n, V], the best of them and their ids [n, k]."""
-        by_column = None if needs_logits else columns(hidden, self.model.get_output_embeddings())
+        """hidden [.., D] of n tokens -> logits [.., V], the best of them and their ids [n, k]."""
+        flat = hidden.flatten(0, -2)
+        by_column = None if needs_logits else columns(flat, self.model.get_output_embeddings())
         if by_column is None:
             logits = self.head(hidden)
-            return logits, *blocked_topk(logits, num_top)
-        num_rows = hidden.shape[0]
-        logits = self._capped(by_column)
-        values, ids = blocked_topk(logits, num_top)
-        return logits[:num_rows], values[:num_rows], ids[:num_rows]
+            return logits, *blocked_topk(logits.flatten(0, -2), num_top)
+        by_column, num_rows = self._capped(by_column), flat.shape[0]
+        values, ids = blocked_topk(by_column, num_top)
+        return by_column[:num_rows].unflatten(0, hidden.shape[:-1]), values[:num_rows], ids[:num_rows]
 
     def _run_body(
         self, token_ids: Tensor, positions: Tensor, masks: tuple[Tensor, ...], rows: CacheRows
