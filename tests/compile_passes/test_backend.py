@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 
 from compile_passes.backend import nanospec
 from nanospec import DraftVocabulary, LocalityTracker
-from nanospec.ops import weight_first
-from nanospec.ops.weight_first import use_weight_first
 
 V, D, K = 50, 8, 12
 ACTIVE = [3, 7, 49]
@@ -219,15 +216,6 @@ def test_two_vocabularies_of_one_model_stay_separate() -> None:
     second.update([9])
     check_restricted(by_first(hidden), model(hidden), [1, 2])
     check_restricted(by_second(hidden), model(hidden), [9])
-
-
-def test_the_head_of_a_model_whose_weights_come_first_is_restricted_too() -> None:
-    """As of every model that is loaded here, on a CPU with AMX."""
-    model, hidden = Model().bfloat16(), torch.randn(2, D).bfloat16()
-    expected = model(hidden)
-    use_weight_first(model)
-    with patch.multiple(weight_first, HAS_AMX=True, LEAST_WEIGHTS=1, INPUTS_PER_TOKEN=1):
-        check_restricted(restrict(model, draft_vocabulary())(hidden), expected, ACTIVE)
 
 
 def test_what_a_tracker_observes_is_scored_without_recompiling() -> None:
